@@ -1,0 +1,1 @@
+"""Float kernels for any CPU."""
