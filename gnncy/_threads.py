@@ -8,6 +8,7 @@ from contextlib import contextmanager
 _pool: ThreadPoolExecutor | None = None
 _pool_key: tuple[int, int] = (0, 0)
 _lock = threading.Lock()
+_state = threading.local()
 
 
 def usable_cpus() -> int:
@@ -59,14 +60,16 @@ def _shared_pool(workers: int) -> ThreadPoolExecutor:
         return _pool
 
 
-def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: int = 1) -> None:
+def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: int | None = None) -> None:
     """Call ``work(start, stop)`` for every piece of ``size`` of the range ``n``.
 
-    Pieces do not depend on the number of threads, so what each writes does not either. Work that is a
-    single piece, or ``n_jobs=1``, stays on the calling thread. The first error is raised after all end.
-    ``work`` must not call ``run_pieces`` with threads itself.
+    Pieces do not depend on the number of threads (that of :func:`working_threads` unless given), so what
+    each writes does not either. A single piece stays on the calling thread. The first error is raised
+    after all threads have ended.
     """
     starts = range(0, n, size)
+    if n_jobs is None:
+        n_jobs = current_threads()
     if n_jobs <= 1 or len(starts) <= 1:
         for start in starts:
             work(start, min(start + size, n))
@@ -76,6 +79,7 @@ def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: in
     errors: list[BaseException] = []
 
     def drain() -> None:
+        _state.threads = 1  # work inside a piece stays on its thread
         while not errors:
             with guard:
                 start = next(todo, None)
@@ -87,8 +91,11 @@ def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: in
                 errors.append(error)
 
     workers = min(n_jobs, len(starts))
-    futures = [_shared_pool(n_jobs).submit(drain) for _ in range(workers - 1)]
+    pool = _shared_pool(n_jobs)
+    futures = [pool.submit(drain) for _ in range(workers - 1)]
+    before = current_threads()
     drain()
+    _state.threads = before
     for future in futures:
         future.result()
     if errors:
@@ -96,8 +103,22 @@ def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: in
 
 
 @contextmanager
-def single_threaded_blas():
-    """Hold every BLAS pool to one thread inside the block, and restore it after."""
+def working_threads(n_jobs: int | None = None):
+    """Inside the block :func:`run_pieces` uses ``n_jobs`` threads, and every BLAS pool is held to one.
+
+    OpenBLAS's own threads beside ours are slower, and split sums by their number. Restored after.
+    """
     from threadpoolctl import threadpool_limits
+    before = current_threads()
+    threads = effective_n_jobs(n_jobs)
     with threadpool_limits(1, "blas"):
-        yield
+        _state.threads = threads
+        try:
+            yield threads
+        finally:
+            _state.threads = before
+
+
+def current_threads() -> int:
+    """Threads that the surrounding :func:`working_threads` allows; 1 outside."""
+    return getattr(_state, "threads", 1)
