@@ -1,0 +1,372 @@
+"""``GraphEncoder``: contrastive node embeddings of a graph whose features lie on disk."""
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+import weakref
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from gnncy import _files, _memory
+from gnncy._check import check_choice, check_float, check_int
+from gnncy._random import seed_from
+from gnncy._threads import effective_n_jobs, working_threads
+from gnncy.errors import GraphFormatError, StorageError
+from gnncy.estimators.base import Estimator
+from gnncy.estimators.sage import SageEncoder
+from gnncy.estimators.smoothed import SmoothedEncoder
+from gnncy.graph import as_csr
+from gnncy.optim import Adam
+from gnncy.storage import FeatureStorage, as_storage
+from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
+
+log = logging.getLogger("gnncy")
+
+AUTO_STEPS = 400
+BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is for the hot rows and slack
+
+
+class GraphEncoder(Estimator):
+    """Node embeddings of a graph, trained without labels by InfoNCE, within a memory limit.
+
+    Parameters
+    ----------
+    n_components : int, default 128
+        Columns of the embedding.
+    encoder : {"propagate", "sage"}, default "propagate"
+        ``"propagate"`` smooths the features over the graph once, out of core, and trains a residual MLP on shuffled
+        rows, two random views of a row being each other's positives. ``"sage"`` trains GraphSAGE on sampled
+        neighbourhoods, a node and a random neighbour being a positive pair.
+    n_neighbors : tuple of int, default (15, 10)
+        Fan-outs of ``"sage"``, from the node outwards; their number is the number of layers.
+    hidden : int, default 512
+        Width of the hidden layer(s).
+    reduced_width : int, default 256
+        Columns to which sparse (and, for ``"propagate"``, wider dense) features are reduced by a randomised SVD.
+    temperature : float, default 0.2
+        Of InfoNCE.
+    dropout : float, default 0.3
+        Share of feature columns (and, for ``"propagate"``, of smoothings) dropped in a view.
+    learning_rate : float, default 5e-4
+        Adam's step size at its highest; it follows a cosine after a short warm-up.
+    batch_size : int, default 1024
+    max_epochs : int or "auto", default "auto"
+        ``"auto"`` trains for about 400 steps, at least one epoch.
+    memory_limit : int, str or "auto", default "auto"
+        Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of what
+        is available. Features given as a store or file do not count until they are read; arrays that the
+        caller holds are the caller's. The result does not depend on the limit.
+    n_jobs : int, optional
+        Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does
+        not depend on it.
+    prefetch : bool, default True
+        Read the next minibatches in a thread while the present ones are used. The result does not depend on it.
+    random_state : int, numpy Generator or RandomState, optional
+    verbose : int, default 0
+        1 logs a line an epoch to standard error.
+    checkpoint_dir : path-like, optional
+        Where the run's files lie. The same call resumes there a run that was killed, to the same bits; without it a
+        private temporary folder is used.
+    callbacks : sequence, optional
+        See :class:`gnncy.training.Trainer`.
+
+    Attributes
+    ----------
+    embedding_ : array of shape (n_nodes, n_components), float32
+        In memory if it takes at most a quarter of the limit, else memory-mapped from ``embedding_path_``.
+    embedding_path_ : pathlib.Path
+    history_ : list of dict
+        One record an epoch.
+    plan_ : MemoryPlan
+    loss_ : float
+    n_iter_, n_features_in_, n_nodes_in_ : int
+
+    References
+    ----------
+    A. van den Oord, Y. Li, O. Vinyals, "Representation learning with contrastive predictive coding", 2018.
+    J. Gasteiger, A. Bojchevski, S. Guennemann, "Predict then propagate", ICLR 2019.
+    W. Hamilton, R. Ying, J. Leskovec, "Inductive representation learning on large graphs", NeurIPS 2017.
+
+    Examples
+    --------
+    >>> import gnncy
+    >>> data = gnncy.datasets.make_sbm(300, 3, n_features=16, seed=0)
+    >>> encoder = gnncy.GraphEncoder(8, max_epochs=1, random_state=0)
+    >>> encoder.fit_transform(data.adjacency, features=data.features).shape
+    (300, 8)
+    """
+
+    def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=512, reduced_width=256,
+                 temperature=0.2, dropout=0.3, learning_rate=5e-4, batch_size=1024, max_epochs="auto",
+                 memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
+                 callbacks=None):
+        self.n_components = n_components
+        self.encoder = encoder
+        self.n_neighbors = n_neighbors
+        self.hidden = hidden
+        self.reduced_width = reduced_width
+        self.temperature = temperature
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
+        self.prefetch = prefetch
+        self.random_state = random_state
+        self.verbose = verbose
+        self.checkpoint_dir = checkpoint_dir
+        self.callbacks = callbacks
+
+    def fit(self, X, y=None, *, features=None):
+        """Train on a graph.
+
+        Parameters
+        ----------
+        X : sparse array or matrix, shape (n, n)
+            The adjacency; an arc's direction and weight count as given.
+        y : ignored
+        features : array, sparse array, FeatureStorage, SparseFeatureStorage or path of a ``.npy``, shape (n, d)
+            Without features, the adjacency's own rows are used.
+
+        Raises
+        ------
+        GraphFormatError, ValueError, TypeError
+            If the graph, the features or a parameter do not have the form that is needed.
+        MemoryLimitError
+            If ``memory_limit`` is too small; the message names the least that would do.
+        StorageError
+            If a file cannot be read or written, or ``checkpoint_dir`` holds another run.
+        """
+        with self._verbose_logging():
+            adjacency, features = _checked(X, features)
+            n = adjacency.shape[0]
+            seed = seed_from(self.random_state)
+            encoder = self._new_encoder(seed, n)
+            self.plan_ = plan = self._plan(encoder, n, adjacency.nnz, features)
+            plan.check()
+            log.info("%s", plan)
+            folder = self._folder()
+            work = folder / "work"
+            work.mkdir(parents=True, exist_ok=True)
+            run = self._fingerprint(seed, n, adjacency, features)
+            _claim(folder, run)
+            with working_threads(self.n_jobs):
+                self._train(encoder, adjacency, features, work, folder, run, plan)
+                path = folder / "embedding.npy"
+                self._embed(encoder, adjacency, path, work)
+            shutil.rmtree(work)
+            self._encoder, self.embedding_path_ = encoder, path
+            self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
+            self.embedding_ = _as_array(path, plan.limit)
+        return self
+
+    def fit_transform(self, X, y=None, *, features=None):
+        """:meth:`fit`, then the embedding of the same nodes, ``n x n_components``."""
+        return self.fit(X, y, features=features).embedding_
+
+    def transform(self, X, *, features=None, out=None):
+        """Embed the nodes of a graph, which may be another one, with the fitted encoder.
+
+        Parameters
+        ----------
+        X : sparse array or matrix, shape (m, m)
+        features : as in :meth:`fit`, shape (m, n_features_in_)
+        out : path-like, optional
+            Where to write the embedding as ``.npy``; it is then returned memory-mapped.
+
+        Returns
+        -------
+        array, shape (m, n_components)
+        """
+        self._check_fitted()
+        with self._verbose_logging():
+            adjacency, features = _checked(X, features)
+            if features.shape[1] != self.n_features_in_:
+                raise ValueError(f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
+                                 f"{self.n_features_in_} features as input")
+            plan = self._plan(self._encoder, adjacency.shape[0], adjacency.nnz, features)
+            plan.stages.pop("reduce", None)
+            plan.stages.pop("train")
+            plan.stages.pop("directions", None)
+            plan.check()
+            with tempfile.TemporaryDirectory(prefix="gnncy-") as scratch, working_threads(self.n_jobs):
+                path = Path(scratch) / "embedding.npy" if out is None else Path(out)
+                self._store = self._encoder.prepare(adjacency, features, Path(scratch), fit=False)
+                self._embed(self._encoder, adjacency, path, Path(scratch))
+                return np.load(path) if out is None else np.load(path, mmap_mode="r")
+
+    def estimate(self, X, *, features=None) -> MemoryPlan:
+        """The memory plan of :meth:`fit` with these arguments, before anything is read or written."""
+        adjacency, features = _checked(X, features, finite=False)
+        n = adjacency.shape[0]
+        return self._plan(self._new_encoder(0, n), n, adjacency.nnz, features)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the embedding's columns: ``graphencoder0``, ``graphencoder1``, …"""
+        self._check_fitted()
+        return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
+
+    # -- the parts of fit
+
+    def _new_encoder(self, seed: int, n: int):
+        check_choice(self.encoder, "encoder", ("propagate", "sage"))
+        common = {
+            "n_components": check_int(self.n_components, "n_components", 1),
+            "width": check_int(self.reduced_width, "reduced_width", 1),
+            "hidden": check_int(self.hidden, "hidden", 1),
+            "temperature": check_float(self.temperature, "temperature", above=0),
+            "dropout": check_float(self.dropout, "dropout", 0.0, 0.99),
+            "batch_size": min(check_int(self.batch_size, "batch_size", 2), n),
+            "seed": seed,
+        }
+        check_float(self.learning_rate, "learning_rate", above=0)
+        effective_n_jobs(self.n_jobs)
+        if self.max_epochs != "auto":
+            check_int(self.max_epochs, "max_epochs", 0)
+        if self.encoder == "propagate":
+            return SmoothedEncoder(**common)
+        fanouts = tuple(check_int(k, "n_neighbors", -1) for k in self.n_neighbors)
+        if not fanouts:
+            raise ValueError("n_neighbors must name at least one fan-out, got ()")
+        return SageEncoder(n_neighbors=fanouts, **common)
+
+    def _plan(self, encoder, n: int, nnz: int, features) -> MemoryPlan:
+        limit = resolve_limit(self.memory_limit)
+        d, sparse = features.shape[1], issparse(features) or hasattr(features, "nnz")
+        plan = MemoryPlan(limit, encoder.plan(n, nnz, d, sparse, 0))
+        spare = int(plan.left("train") * BUFFER_SHARE)
+        if spare > 0:
+            before = plan.stages["train"]["read buffers"]
+            columns = encoder.store_columns(n, d, sparse)
+            plan.stages["train"]["read buffers"] = min(before + spare, max(before, 2 * 4 * n * columns))
+        return plan
+
+    def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
+        free = {"memory_limit", "n_jobs", "prefetch", "verbose", "checkpoint_dir", "callbacks", "random_state"}
+        parameters = {k: v for k, v in self.get_params().items() if k not in free}
+        return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
+                                      "adjacency": _checksum(adjacency), "features": list(features.shape),
+                                      "feature_checksum": _checksum(features)}))
+
+    def _folder(self) -> Path:
+        if self.checkpoint_dir is not None:
+            folder = Path(self.checkpoint_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        folder = Path(tempfile.mkdtemp(prefix="gnncy-"))
+        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def _train(self, encoder, adjacency, features, work: Path, folder: Path, run: dict, plan: MemoryPlan) -> None:
+        began = time.monotonic()
+        self._store = encoder.prepare(adjacency, features, work, fit=True)
+        log.info("prepared %s of features on disk in %.1f s", _memory.format_bytes(self._store.nbytes),
+                 time.monotonic() - began)
+        encoder.build(self._store)
+        steps = encoder.steps_per_epoch(adjacency.shape[0])
+        epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
+        snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
+        trainer = Trainer(encoder.model_, Adam(encoder.model_.parameters(), lr=self.learning_rate), seed=encoder.seed,
+                          max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=_warmup_cosine,
+                          callbacks=self.callbacks or ())
+        buffer = plan.stages["train"]["read buffers"]
+        open_epoch = encoder.epochs(adjacency, self._store, buffer=buffer, prefetch=self.prefetch)
+        self.history_ = trainer.run(open_epoch, encoder.step, steps)
+        self.n_iter_ = len(self.history_)
+        self.loss_ = self.history_[-1]["loss"] if self.history_ else float("nan")
+
+    def _embed(self, encoder, adjacency, path: Path, work: Path) -> None:
+        try:
+            encoder.embed(adjacency, self._store, path, work)
+        finally:
+            if isinstance(self._store, FeatureStorage):
+                self._store.close()
+            del self._store
+
+    @contextmanager
+    def _verbose_logging(self):
+        if not self.verbose:
+            yield
+            return
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+
+    def __getstate__(self) -> dict:
+        state = dict(self.__dict__)
+        state.pop("_cleanup", None)
+        if "embedding_" in state:
+            state["embedding_"] = np.array(state["embedding_"])
+        return state
+
+
+def _checked(X, features, *, finite: bool = True):
+    adjacency = as_csr(X, name="X")
+    n = adjacency.shape[0]
+    if n < 2:
+        raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n} (0 sample(s) or 1)")
+    features = adjacency if features is None else as_storage(features)
+    if features.shape[0] != n:
+        raise ValueError(f"features must have one row per node: X has {n} nodes, features have shape {features.shape}")
+    return adjacency, features
+
+
+def _checksum(data) -> int:
+    """CRC of a matrix's values: all of a sparse one, 64 rows spread over a dense one or a store."""
+    if isinstance(data, csr_array):
+        parts = [data.indptr.astype(np.int64), data.indices.astype(np.int64), data.data]
+    elif hasattr(data, "nnz"):
+        rows = data.read_rows(0, min(64, data.shape[0]))
+        parts = [rows.indices, rows.data]
+    else:
+        ids = np.unique(np.linspace(0, data.shape[0] - 1, 64).astype(np.int64))
+        parts = [data.read_batch(ids) if hasattr(data, "read_batch") else np.asarray(data[ids])]
+    value = 0
+    for part in parts:
+        value = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).reshape(-1), value)
+    return value
+
+
+def _claim(folder: Path, run: dict) -> None:
+    """Write ``run.json``, or refuse a folder that holds the files of another run."""
+    file = folder / "run.json"
+    if not file.exists():
+        _files.write_text(file, json.dumps(run, indent=1) + "\n")
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StorageError(f"{file} is damaged ({error}); use an empty folder") from error
+    if there != run:
+        differ = [k for k in run if run[k] != there.get(k)]
+        if "parameters" in differ:
+            differ.remove("parameters")
+            differ += [k for k, v in run["parameters"].items() if there.get("parameters", {}).get(k) != v]
+        raise StorageError(f"{folder} holds another run (different: {', '.join(differ)}); "
+                           "use the same settings to resume it, or another folder")
+
+
+def _warmup_cosine(progress: float) -> float:
+    """Learning-rate factor: linear over the first 5 % of the steps, then half a cosine to 0."""
+    if progress < 0.05:
+        return (progress + 0.0025) / 0.0525
+    return 0.5 * (1 + float(np.cos(np.pi * (progress - 0.05) / 0.95)))
+
+
+def _as_array(path: Path, limit: int) -> np.ndarray:
+    mapped = np.load(path, mmap_mode="r")
+    return np.array(mapped) if mapped.nbytes <= limit // 4 else mapped

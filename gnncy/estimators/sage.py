@@ -1,0 +1,189 @@
+"""The ``sage`` encoder: GraphSAGE on sampled neighbourhoods, features gathered from the cold tier."""
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from gnncy import nn
+from gnncy._linalg import matmul
+from gnncy._random import derive, stream
+from gnncy.graph import NeighborSampler, normalize
+from gnncy.nn import Tensor
+from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchIterator, as_storage
+from gnncy.storage.passes import TILE, ColumnTiles, FeatureReducer, iter_nodes
+
+log = logging.getLogger("gnncy")
+
+CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
+
+
+@dataclass
+class PairBatch:
+    """Sampled neighbourhoods of anchors and of their positives."""
+
+    sample: object
+    anchors: np.ndarray
+    positives: np.ndarray
+
+    @property
+    def nodes(self) -> np.ndarray:
+        """Ids of the nodes whose features are needed."""
+        return self.sample.nodes
+
+
+class SageEncoder:
+    """Unsupervised GraphSAGE (Hamilton et al. 2017): a node and a random neighbour of it are a positive pair.
+
+    Sparse features are first reduced to ``width`` dense columns in a store.
+    """
+
+    def __init__(self, *, n_components: int, width: int, hidden: int, n_neighbors: tuple[int, ...], temperature: float,
+                 dropout: float, batch_size: int, seed: int) -> None:
+        self.n_components, self.width, self.hidden = n_components, width, hidden
+        self.n_neighbors, self.temperature = tuple(n_neighbors), temperature
+        self.dropout, self.batch_size, self.seed = dropout, batch_size, seed
+
+    def plan(self, n: int, nnz: int, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for ``n`` nodes, ``nnz`` arcs and ``d`` feature columns."""
+        width = self.store_columns(n, d, sparse)
+        graph = {"graph": 12 * nnz + 16 * n}
+        dims = [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
+        weights = sum(2 * a * b + b for a, b in zip(dims, dims[1:], strict=False))
+        nodes, activations = 2 * self.batch_size, 0
+        for fanout, a, b in zip(self.n_neighbors, dims[:0:-1], dims[-2::-1], strict=True):
+            activations += 4 * nodes * 6 * a
+            nodes = min(n, nodes * (1 + fanout))
+            activations += 4 * nodes * 2 * b
+        stages = {}
+        if sparse:
+            stages["reduce"] = graph | {"chunk of rows": 12 * CHUNK * width,
+                                        "basis": FeatureReducer(width).memory_needed(n, d) + 4 * d * width}
+        stages["train"] = graph | {"weights, gradients, Adam": 16 * weights, "sampler": 8 * n + 64 * nodes,
+                                   "activations": activations, "order of nodes": 16 * n,
+                                   "read buffers": max(buffer, self.least_buffer(n, width))}
+        stages["embed"] = graph | {"propagation matrix": 8 * nnz + 8 * n, "column tiles": 12 * n * TILE,
+                                   "weights": 4 * weights, "chunk of rows": 12 * CHUNK * max(dims)}
+        return stages
+
+    def least_buffer(self, n: int, width: int) -> int:
+        """Bytes of the smallest read buffers: the neighbourhoods of two minibatches."""
+        nodes = 2 * self.batch_size
+        for fanout in self.n_neighbors:
+            nodes = min(n, nodes * (1 + fanout))
+        return 2 * 4 * nodes * width
+
+    def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool):
+        """Dense features to gather from: the given ones, or a reduced store in ``folder``."""
+        n, d = features.shape
+        if fit:
+            self.n_features_in_ = d
+            self.reducer_ = None
+        if not (issparse(features) or hasattr(features, "nnz")):
+            return as_storage(features)
+        if fit:
+            self.reducer_ = FeatureReducer(min(self.width, n, d), seed=derive(self.seed, "reduce"))
+            log.info("reducing %d feature columns to %d", d, self.reducer_.width)
+            self.reducer_.fit(features)
+        path = folder / "features.npy"
+        rows = (self.reducer_.transform(part) for _, part in iter_nodes(features, CHUNK))
+        FeatureStorage.from_blocks(path, (n, self.reducer_.width), rows, dtype=np.float32, overwrite=True).close()
+        return FeatureStorage.open(path)
+
+    def build(self, store) -> None:
+        """The untrained encoder for a store of features."""
+        dims = [store.shape[1], *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
+        self.convolutions_ = [nn.SAGEConv(a, b, rng=stream(self.seed, "weights", i))
+                              for i, (a, b) in enumerate(zip(dims, dims[1:], strict=False))]
+        self.model_ = nn.Sequential(*self.convolutions_)
+
+    def store_columns(self, n: int, d: int, sparse: bool) -> int:
+        """Columns of the store that training reads."""
+        return min(self.width, n, d) if sparse else d
+
+    def epochs(self, adjacency: csr_array, store, *, buffer: int, prefetch: bool):
+        """A function ``(epoch, first)`` that gives an epoch's sampled minibatches from ``first`` on."""
+        n = adjacency.shape[0]
+        sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "sample"))
+        partner = NeighborSampler(adjacency, (1,), seed=derive(self.seed, "positive"))
+        reads = max(self.least_buffer(n, store.shape[1]), buffer // 2)
+        capacity = min(max(buffer - reads, 0) // (store.shape[1] * 4 + 64), n)
+        hotset = AdaptiveHotset(capacity, store.shape[1]) if capacity > 0 else None
+
+        def pairs(epoch: int, first: int):
+            order = stream(self.seed, "order", epoch).permutation(n)
+            for i in range(first, self.steps_per_epoch(n)):
+                anchors = order[i * self.batch_size:(i + 1) * self.batch_size]
+                positives = _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i), anchors)
+                seeds, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
+                yield PairBatch(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)], place[len(anchors):])
+
+        def batches(epoch: int, first: int):
+            return HyperbatchIterator(store, pairs(epoch, first), buffer_bytes=reads, prefetch=prefetch, hotset=hotset)
+
+        return batches
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Full minibatches of an epoch; the nodes left over come at another place in the next epoch's order."""
+        return max(1, n // self.batch_size)
+
+    def step(self, batch, key: int) -> tuple[float, int]:
+        """Loss and gradients of one minibatch of pairs."""
+        pairs = batch.batch
+        x = Tensor(batch.features)
+        for i, (convolution, block) in enumerate(zip(self.convolutions_, pairs.sample.blocks, strict=True)):
+            x = nn.dropout(x, self.dropout, key=derive(key, "dropout", i))
+            x = convolution(x, block)
+            if i < len(self.convolutions_) - 1:
+                x = nn.relu(x)
+        loss = nn.info_nce(x[pairs.anchors], x[pairs.positives], temperature=self.temperature, symmetric=True)
+        loss.backward()
+        return float(loss.data), len(pairs.anchors)
+
+    def embed(self, adjacency: csr_array, store, path: Path, folder: Path) -> None:
+        """Write the embedding of every node, layer by layer over all neighbours (no sampling)."""
+        mean = normalize(adjacency, "row", self_loops=0.0)
+        hidden = iter_nodes(store, CHUNK)
+        n = adjacency.shape[0]
+        tiles: ColumnTiles | None = None
+        for i, convolution in enumerate(self.convolutions_):
+            following = _layer(mean, hidden, n, convolution, folder, activate=i < len(self.convolutions_) - 1)
+            if tiles is not None:
+                tiles.close()
+            tiles = following
+            hidden = tiles.iter_rows(CHUNK)
+        rows = (part.copy() for _, part in hidden)
+        FeatureStorage.from_blocks(path, (n, self.n_components), rows, dtype=np.float32, overwrite=True).close()
+        if tiles is not None:
+            tiles.close()
+
+
+def _one_neighbour(sample, anchors: np.ndarray) -> np.ndarray:
+    """The sampled neighbour of each anchor; the anchor itself where it has none."""
+    block = sample.blocks[0]
+    chosen = anchors.copy()
+    has = np.diff(block.indptr) > 0
+    chosen[has] = sample.nodes[block.indices[block.indptr[:-1][has]]]
+    return chosen
+
+
+def _layer(mean: csr_array, hidden, n: int, convolution, folder: Path, *, activate: bool) -> ColumnTiles:
+    """One SAGE layer over all nodes: own rows times one matrix, plus the neighbours' mean of the other product."""
+    from gnncy.graph import spmm
+    weight_self, weight_neigh = convolution.weight_self.data, convolution.weight_neigh.data
+    d = weight_self.shape[1]
+    own, message = ColumnTiles(folder, n, d), ColumnTiles(folder, n, d)
+    for start, rows in hidden:
+        rows = np.ascontiguousarray(rows, np.float32)
+        own.write_rows(start, matmul(rows, weight_self) + convolution.bias.data)
+        message.write_rows(start, matmul(rows, weight_neigh))
+    x, out = np.empty((n, TILE), np.float32), np.empty((n, TILE), np.float32)
+    for tile in range(own.n_tiles):
+        spmm(mean, message.read_tile(tile, x), out=out)
+        out += own.read_tile(tile, x)
+        if activate:
+            np.maximum(out, 0, out=out)
+        own.write_tile(tile, out)
+    message.close()
+    return own

@@ -1,0 +1,221 @@
+"""The ``propagate`` encoder: features smoothed over the graph once, out of core, then an encoder of single rows."""
+import logging
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from gnncy import nn
+from gnncy._files import replacing
+from gnncy._linalg import matmul
+from gnncy._random import derive, stream
+from gnncy.graph import normalize
+from gnncy.losses import drop_blocks
+from gnncy.nn import Tensor
+from gnncy.storage import FeatureStorage, HyperbatchIterator
+from gnncy.storage.passes import TILE, Diffusion, FeatureReducer, propagate, reduced_tiles, unit_rows
+
+log = logging.getLogger("gnncy")
+
+BASIS_DIFFUSION = Diffusion("appnp", 8, alpha=0.15)
+BLOCKS = ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
+          (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5))
+"""Smoothings that stand side by side in a row, widest first, and the length of each in the row."""
+SAMPLE = 65_536  # rows from which the principal directions are computed
+CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
+
+
+class SmoothedEncoder:
+    """Smooths features over the graph, then trains a residual MLP on single rows.
+
+    The weights of the linear path start at the principal directions of the smoothed rows, so that training
+    starts from what a careful user would compute without it.
+    """
+
+    def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
+                 batch_size: int, seed: int) -> None:
+        self.n_components, self.width, self.hidden = n_components, width, hidden
+        self.temperature, self.dropout, self.batch_size, self.seed = temperature, dropout, batch_size, seed
+
+    def plan(self, n: int, nnz: int, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for ``n`` nodes, ``nnz`` arcs and ``d`` feature columns."""
+        width = self._reduced_width(n, d, sparse)
+        columns = self.store_columns(n, d, sparse)
+        graph = {"graph": 12 * nnz + 16 * n, "propagation matrix": 8 * nnz + 8 * n}
+        chunk = {"chunk of rows": 3 * 4 * CHUNK * max(width, 0 if sparse else d)}
+        weights = columns * (self.n_components + self.hidden) + self.hidden * (self.n_components + 1)
+        batch = 2 * self.batch_size
+        stages = {}
+        if self._reduces(d, sparse):
+            stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d)}
+        stages["smooth"] = graph | chunk | {"column tiles": 4 * 4 * n * TILE, "basis": 4 * d * width}
+        stages["directions"] = {"graph": 12 * nnz + 8 * n, "second moments": 5 * 8 * columns**2,
+                                "chunk of rows": 2 * 4 * CHUNK * columns}
+        stages["train"] = {"graph": 12 * nnz + 8 * n, "weights, gradients, Adam": 4 * 4 * weights,
+                           "activations": 4 * (batch * (3 * columns + 4 * self.hidden + 6 * self.n_components)
+                                               + 2 * self.batch_size**2),
+                           "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
+        stages["embed"] = {"graph": 12 * nnz + 8 * n, "weights": 4 * weights,
+                           "chunk of rows": 4 * CHUNK * (2 * columns + 2 * self.hidden + 2 * self.n_components)}
+        return stages
+
+    def least_buffer(self, columns: int) -> int:
+        """Bytes of the smallest read buffers: two minibatches."""
+        return 2 * 4 * self.batch_size * columns
+
+    def store_columns(self, n: int, d: int, sparse: bool) -> int:
+        """Columns of the store that training reads."""
+        return len(BLOCKS) * self._reduced_width(n, d, sparse)
+
+    def _reduces(self, d: int, sparse: bool) -> bool:
+        return sparse or d > self.width
+
+    def _reduced_width(self, n: int, d: int, sparse: bool) -> int:
+        return min(self.width, n, d) if self._reduces(d, sparse) else d
+
+    def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool) -> FeatureStorage:
+        """The store of smoothed rows, ``n x (4 width)``, kept in ``folder``; resumes where a stage is whole."""
+        path = folder / "smoothed.npy"
+        if fit:
+            self._fit_reducer(adjacency, features, folder)
+        if not (path.exists() and self._load_centre(folder, fit)):
+            self._smooth(adjacency, features, folder, path, fit=fit)
+        return FeatureStorage.open(path)
+
+    def _fit_reducer(self, adjacency, features, folder: Path) -> None:
+        n, d = features.shape
+        sparse = _is_sparse(features)
+        self.n_features_in_ = d
+        self.reducer_ = None
+        if not self._reduces(d, sparse):
+            return
+        self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
+        file = folder / "reducer.npz"
+        if file.exists():
+            with np.load(file, allow_pickle=False) as state:
+                self.reducer_.load_state_dict(dict(state), d)
+            return
+        log.info("reducing %d feature columns to %d", d, self.reducer_.width)
+        self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION)
+        _save_arrays(file, self.reducer_.state_dict())
+
+    def _load_centre(self, folder: Path, fit: bool) -> bool:
+        if not fit:
+            return True
+        file = folder / "centre.npy"
+        if file.exists():
+            self.centre_ = np.load(file)
+        return file.exists()
+
+    def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
+        """Write the store: blocks side by side, each centred and of its own length in every row."""
+        diffusions = [diffusion for diffusion, _ in BLOCKS]
+        log.info("smoothing over the graph: %d blocks of %d columns", len(BLOCKS),
+                 features.shape[1] if self.reducer_ is None else self.reducer_.width)
+        with reduced_tiles(features, self.reducer_, folder) as source:
+            blocks = propagate(propagation_matrix(adjacency), source, diffusions, folder)
+        if fit:
+            self.centre_ = np.stack([_column_means(block) for block in blocks])
+            with replacing(folder / "centre.npy") as temporary, open(temporary, "wb") as f:
+                np.save(f, self.centre_)
+        n, width = blocks[0].shape
+        lengths = np.array([length for _, length in BLOCKS])
+        lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
+
+        def rows():
+            for start in range(0, n, CHUNK):
+                stop = min(start + CHUNK, n)
+                chunk = np.empty((stop - start, len(BLOCKS), width), np.float32)
+                for b, block in enumerate(blocks):
+                    part = block.read_rows(start, stop) - self.centre_[b]
+                    chunk[:, b] = unit_rows(part) * np.float32(lengths[b])
+                yield chunk.reshape(stop - start, -1)
+
+        FeatureStorage.from_blocks(path, (n, len(BLOCKS) * width), rows(), dtype=np.float32, overwrite=True).close()
+        for block in blocks:
+            block.close()
+
+    def build(self, store: FeatureStorage) -> None:
+        """The untrained encoder for a store of smoothed rows."""
+        columns = store.shape[1]
+        if self.n_components > columns:
+            raise ValueError(f"n_components must be at most {columns} for these features, got {self.n_components}")
+        self.model_ = nn.ResidualMLP(columns, self.hidden, self.n_components, rng=stream(self.seed, "weights"))
+        self.model_.skip.weight.data[...] = _principal_directions(store, self.n_components, self.seed)
+
+    def epochs(self, adjacency: csr_array, store: FeatureStorage, *, buffer: int, prefetch: bool):
+        """A function ``(epoch, first)`` that gives an epoch's minibatches of shuffled rows from ``first`` on."""
+        n = store.shape[0]
+
+        def batches(epoch: int, first: int):
+            order = stream(self.seed, "order", epoch).permutation(n)
+            ids = (order[i * self.batch_size:(i + 1) * self.batch_size]
+                   for i in range(first, self.steps_per_epoch(n)))
+            return HyperbatchIterator(store, ids, buffer_bytes=buffer, prefetch=prefetch)
+
+        return batches
+
+    def steps_per_epoch(self, n: int) -> int:
+        """Full minibatches of an epoch; the rows left over come at another place in the next epoch's order."""
+        return max(1, n // self.batch_size)
+
+    def step(self, batch, key: int) -> tuple[float, int]:
+        """Loss and gradients of one minibatch: two random views of the same rows are each other's positives."""
+        x, count = batch.features, len(batch.features)
+        views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])
+        self.model_.set_step_key(derive(key, "model"))
+        z = self.model_(Tensor(views))
+        loss = nn.info_nce(z[:count], z[count:], temperature=self.temperature, symmetric=True)
+        loss.backward()
+        return float(loss.data), count
+
+    def _view(self, x: np.ndarray, key: int) -> np.ndarray:
+        width = x.shape[1] // len(BLOCKS)
+        return nn.dropout(Tensor(drop_blocks(x, width, self.dropout, key)), self.dropout, key=derive(key, "columns")).data
+
+    def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
+        """Write the embedding of every row of the store, in one pass."""
+        n = store.shape[0]
+
+        def rows():
+            with nn.no_grad():
+                for start in range(0, n, CHUNK):
+                    ids = np.arange(start, min(start + CHUNK, n))
+                    yield self.model_(Tensor(store.read_batch(ids))).data
+
+        FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
+
+
+def propagation_matrix(adjacency: csr_array) -> csr_array:
+    """Row-stochastic propagation: each node takes the mean of its neighbours."""
+    return normalize(adjacency, "row", self_loops=0.0)
+
+
+def _is_sparse(features) -> bool:
+    return issparse(features) or hasattr(features, "nnz")
+
+
+def _column_means(tiles) -> np.ndarray:
+    n, d = tiles.shape
+    buffer, means = np.empty((n, TILE), tiles.dtype), np.empty(tiles.n_tiles * TILE)
+    for tile in range(tiles.n_tiles):
+        means[tile * TILE:(tile + 1) * TILE] = tiles.read_tile(tile, buffer).mean(axis=0, dtype=np.float64)
+    return means[:d].astype(np.float32)
+
+
+def _principal_directions(store, k: int, seed: int) -> np.ndarray:
+    """Leading eigenvectors of the second moments of (a sample of) rows, ``columns x k``."""
+    n, columns = store.shape
+    ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
+    moments = np.zeros((columns, columns))
+    for start in range(0, len(ids), CHUNK):
+        rows = store.read_batch(ids[start:start + CHUNK])
+        moments += matmul(rows.T, rows)
+    vectors = np.linalg.eigh(moments)[1][:, ::-1][:, :k]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(k)])
+    return vectors.astype(np.float32)
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with replacing(path) as temporary, open(temporary, "wb") as f:
+        np.savez(f, **arrays)

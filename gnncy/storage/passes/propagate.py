@@ -1,0 +1,95 @@
+"""Diffusion of features over a graph, out of core: a few columns of all nodes at a time."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from gnncy._check import check_choice, check_float, check_int
+from gnncy._threads import run_pieces
+from gnncy.graph import spmm
+from gnncy.storage.passes.tiles import TILE, ColumnTiles
+
+_PIECE = 4096
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """One way of smoothing features ``X`` over a propagation matrix ``P``.
+
+    ``kind="power"`` gives :math:`P^k X` with ``k = steps`` (SGC, Wu et al. 2019; ``steps=0`` is ``X`` itself);
+    ``kind="appnp"`` gives ``steps`` rounds of :math:`Z \\leftarrow (1-\\alpha) P Z + \\alpha X` from ``Z = X``
+    (approximate personalised PageRank, Gasteiger et al. 2019).
+
+    Examples
+    --------
+    >>> Diffusion("power", 2), Diffusion("appnp", 16, alpha=0.05)
+    (Diffusion(kind='power', steps=2, alpha=0.0), Diffusion(kind='appnp', steps=16, alpha=0.05))
+    """
+
+    kind: str
+    steps: int
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice(self.kind, "kind", ("power", "appnp"))
+        check_int(self.steps, "steps", 0)
+        check_float(self.alpha, "alpha", 0.0, 1.0)
+
+    def __call__(self, matrix: csr_array, x: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+        """Write the diffused ``x`` to ``out``, using ``scratch``; all ``n x w``, distinct."""
+        source, target = (out, scratch) if self.steps % 2 == 0 else (scratch, out)
+        np.copyto(source, x)
+        for _ in range(self.steps):
+            spmm(matrix, source, out=target)
+            if self.kind == "appnp":
+                _mix(target, x, self.alpha)
+            source, target = target, source
+        return out
+
+
+def _mix(z: np.ndarray, x: np.ndarray, alpha: float) -> None:
+    keep, restart = z.dtype.type(1 - alpha), z.dtype.type(alpha)
+
+    def piece(start, stop):
+        z[start:stop] *= keep
+        z[start:stop] += restart * x[start:stop]
+
+    run_pieces(piece, len(z), _PIECE)
+
+
+def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffusion], folder) -> list[ColumnTiles]:
+    """Diffuse a matrix that lies on disk; one :class:`ColumnTiles` per diffusion.
+
+    Holds four ``n x 16`` arrays, whatever the width. Powers that follow one another continue from the last.
+
+    Parameters
+    ----------
+    matrix : csr_array, shape (n, n)
+        The propagation matrix, such as ``graph.normalize(adjacency, "row")``.
+    source : ColumnTiles, shape (n, d)
+    diffusions : sequence of Diffusion
+    folder : path-like
+        Where the scratch files of the results lie.
+    """
+    n, d = source.shape
+    results = [ColumnTiles(folder, n, d, source.dtype) for _ in diffusions]
+    x, out, scratch, power = (np.empty((n, TILE), source.dtype) for _ in range(4))
+    for tile in range(source.n_tiles):
+        source.read_tile(tile, x)
+        np.copyto(power, x)
+        reached = 0
+        for diffusion, result in zip(diffusions, results, strict=True):
+            if diffusion.kind == "power" and diffusion.steps >= reached:
+                Diffusion("power", diffusion.steps - reached)(matrix, power, out, scratch)
+                np.copyto(power, out)
+                reached = diffusion.steps
+            else:
+                diffusion(matrix, x, out, scratch)
+            result.write_tile(tile, out)
+    return results
+
+
+def memory_needed(n: int, itemsize: int = 4) -> int:
+    """Bytes that :func:`propagate` holds for ``n`` nodes, beside the matrix."""
+    return 4 * n * TILE * itemsize

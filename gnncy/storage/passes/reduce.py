@@ -1,0 +1,214 @@
+"""Wide or sparse features made dense and narrow on the way in, by a documented and seeded method."""
+from collections.abc import Iterator
+
+import numpy as np
+from scipy.sparse import csr_array, issparse
+
+from gnncy._check import check_choice, check_int
+from gnncy._linalg import matmul
+from gnncy._memory import aligned_empty
+from gnncy._random import derive, stream
+from gnncy._threads import run_pieces
+from gnncy.graph import spmm
+from gnncy.storage.passes.propagate import Diffusion
+from gnncy.storage.passes.tiles import TILE, ColumnTiles
+
+CHUNK = 4096  # rows of a streaming pass: fixed, so that sums over chunks do not depend on the memory limit
+OVERSAMPLING = 16
+BAG_OF_WORDS_DENSITY = 0.25
+
+
+def iter_nodes(features, chunk: int = CHUNK) -> Iterator[tuple[int, np.ndarray | csr_array]]:
+    """``(first node, rows)`` of features in node order: CSR rows of sparse features, else dense rows."""
+    n = features.shape[0]
+    for start in range(0, n, chunk):
+        stop = min(start + chunk, n)
+        if issparse(features) or isinstance(features, np.ndarray):
+            rows = features[start:stop]
+        else:
+            rows = features.read_batch(np.arange(start, stop))
+        yield start, csr_array(rows) if issparse(rows) else rows
+
+
+class FeatureReducer:
+    """Maps rows of features to a few dense columns, streaming.
+
+    Parameters
+    ----------
+    width : int
+        Columns of the result.
+    method : {"svd", "hash"}, default "svd"
+        ``"svd"``: the leading right singular vectors of the (diffused) features, by randomised subspace
+        iteration [1]_. ``"hash"``: signed feature hashing [2]_, needs no pass over the data and no memory, and
+        keeps less.
+    seed : int, default 0
+    n_iter : int, default 2
+        Subspace iterations.
+
+    Notes
+    -----
+    Non-negative features of which at most a quarter are non-zero are taken for a bag of words: each column
+    is weighted by its inverse document frequency :math:`\\log((1+n)/(1+\\mathrm{df}))` and each row scaled to length 1.
+    Other features are used as they are.
+
+    With ``diffusion`` given to :meth:`fit`, the basis is that of the *diffused* features :math:`S X`, which is what an
+    encoder of smoothed features needs; :math:`S X` itself is never formed: :math:`S` is applied to 16 columns at a time.
+
+    References
+    ----------
+    .. [1] N. Halko, P. G. Martinsson, J. A. Tropp, "Finding structure with randomness: probabilistic algorithms
+       for constructing approximate matrix decompositions", SIAM Review 53 (2011).
+    .. [2] K. Weinberger et al., "Feature hashing for large scale multitask learning", ICML 2009.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import random_array
+    >>> words = random_array((200, 50), density=0.1, rng=np.random.default_rng(0), dtype=np.float32).tocsr()
+    >>> reducer = FeatureReducer(8, seed=0).fit(words)
+    >>> reducer.transform(words[:3]).shape
+    (3, 8)
+    """
+
+    def __init__(self, width: int, method: str = "svd", *, seed: int = 0, n_iter: int = 2) -> None:
+        self.width = check_int(width, "width", 1)
+        self.method = check_choice(method, "method", ("svd", "hash"))
+        self.n_iter = check_int(n_iter, "n_iter", 0)
+        self.seed = seed
+
+    def fit(self, features, matrix: csr_array | None = None, diffusion: Diffusion | None = None) -> "FeatureReducer":
+        """Learn the map from all rows of ``features`` (sparse, array or store, ``n x d``).
+
+        ``matrix`` must be symmetric: the diffusion is applied as its own transpose.
+        """
+        n, d = features.shape
+        self.column_weight_ = _inverse_document_frequency(features)
+        if self.method == "hash":
+            self.basis_ = _signed_hash(d, self.width, self.seed)
+            return self
+        if self.width > min(n, d):
+            raise ValueError(f"width must be at most min(n, d) = {min(n, d)} for method 'svd', got {self.width}")
+        k = min(self.width + OVERSAMPLING, d, n)
+        basis = stream(self.seed, "svd").standard_normal((d, k), dtype=np.float32)
+        for _ in range(self.n_iter):
+            basis = np.linalg.qr(self._normal_operator(features, basis, matrix, diffusion))[0]
+        basis = np.linalg.qr(basis)[0] if self.n_iter == 0 else basis
+        image = self._normal_operator(features, basis, matrix, diffusion)
+        gram = matmul(basis.T, image).astype(np.float64)
+        values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+        leading = vectors[:, ::-1][:, :self.width]
+        # An eigenvector's sign is arbitrary: make its largest entry positive.
+        leading = leading * np.sign(leading[np.abs(leading).argmax(0), np.arange(leading.shape[1])])
+        del image
+        self.basis_ = matmul(np.ascontiguousarray(basis), np.ascontiguousarray(leading.astype(np.float32)))
+        self.singular_values_ = np.sqrt(np.maximum(values[::-1][:self.width], 0))
+        return self
+
+    def transform(self, rows) -> np.ndarray:
+        """Dense ``k x width`` float32 image of ``k`` rows (sparse or dense)."""
+        return _product(_weighted(rows, self.column_weight_), self.basis_)
+
+    def memory_needed(self, n: int, d: int) -> int:
+        """Bytes that :meth:`fit` holds for an ``n x d`` matrix, beside a chunk of its rows."""
+        if self.method == "hash":
+            return 8 * d
+        return 4 * (max(2 * d * (self.width + OVERSAMPLING) + 3 * n * TILE, 3 * d * (self.width + OVERSAMPLING)))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Arrays that rebuild the fitted map."""
+        state = {"basis": self.basis_} if self.method == "svd" else {}
+        if self.column_weight_ is not None:
+            state["column_weight"] = self.column_weight_
+        return state
+
+    def load_state_dict(self, state: dict[str, np.ndarray], d: int) -> "FeatureReducer":
+        """Restore what :meth:`state_dict` gave, for features of ``d`` columns."""
+        self.column_weight_ = state.get("column_weight")
+        self.basis_ = state["basis"] if self.method == "svd" else _signed_hash(d, self.width, self.seed)
+        return self
+
+    def _normal_operator(self, features, basis, matrix, diffusion) -> np.ndarray:
+        """``(S X)^T (S X) basis``, 16 columns at a time."""
+        n, (d, k) = features.shape[0], basis.shape
+        result = np.zeros((d, k), np.float32)
+        x, out, scratch = (aligned_empty((n, TILE)) for _ in range(3))
+        for first in range(0, k, TILE):
+            columns = np.zeros((d, TILE), np.float32)
+            width = min(TILE, k - first)
+            columns[:, :width] = basis[:, first:first + width]
+            for start, rows in iter_nodes(features):
+                x[start:start + rows.shape[0]] = _product(_weighted(rows, self.column_weight_), columns)
+            if diffusion is not None:
+                diffusion(matrix, diffusion(matrix, x, out, scratch), x, scratch)
+            image = np.zeros((d, TILE), np.float32)
+            for start, rows in iter_nodes(features):
+                part = _weighted(rows, self.column_weight_)
+                image += _product(part.T.tocsr() if issparse(part) else part.T, x[start:start + rows.shape[0]])
+            result[:, first:first + width] = image[:, :width]
+        return result
+
+
+def reduced_tiles(features, reducer: FeatureReducer | None, folder, *, normalize_rows: bool = True) -> ColumnTiles:
+    """Features, reduced if a reducer is given and each row scaled to length 1, as scratch column tiles."""
+    width = features.shape[1] if reducer is None else reducer.width
+    tiles = ColumnTiles(folder, features.shape[0], width)
+    for start, rows in iter_nodes(features):
+        if reducer is not None:
+            rows = reducer.transform(rows)
+        elif issparse(rows):
+            rows = rows.toarray()
+        tiles.write_rows(start, unit_rows(rows) if normalize_rows else rows)
+    return tiles
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1; rows shorter than 1e-12 become zero."""
+    from gnncy._kernels import rows as kernel
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    out, norm = np.empty_like(rows), np.empty(len(rows), rows.dtype)
+    run_pieces(lambda start, stop: kernel.normalise(rows[start:stop], out[start:stop], norm[start:stop]),
+               len(rows), 1024)
+    return out
+
+
+def _inverse_document_frequency(features) -> np.ndarray | None:
+    n, d = features.shape
+    count = np.zeros(d, np.int64)
+    for _, rows in iter_nodes(features):
+        if (rows.data if issparse(rows) else rows).min(initial=0) < 0:
+            return None
+        if issparse(rows):
+            count += np.bincount(rows.indices[rows.data != 0], minlength=d)
+        else:
+            count += np.count_nonzero(rows, axis=0)
+    if count.sum() > BAG_OF_WORDS_DENSITY * n * d:
+        return None
+    return np.log((1 + n) / (1 + count)).astype(np.float32)
+
+
+def _weighted(rows, column_weight):
+    if column_weight is None:
+        return rows if issparse(rows) else np.asarray(rows, np.float32)
+    if not issparse(rows):
+        return unit_rows(rows * column_weight)
+    data = rows.data.astype(np.float32) * column_weight[rows.indices]
+    norm = np.sqrt(np.add.reduceat(np.append(data * data, np.float32(0)), rows.indptr[:-1]))
+    norm[np.diff(rows.indptr) == 0] = 0
+    scale = np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)
+    data *= np.repeat(scale, np.diff(rows.indptr))
+    return csr_array((data, rows.indices, rows.indptr), shape=rows.shape)
+
+
+def _product(rows, columns) -> np.ndarray:
+    if issparse(columns):
+        return (rows @ columns).toarray() if issparse(rows) else np.asarray(rows @ columns)
+    if issparse(rows):
+        return spmm(csr_array(rows, dtype=np.float32), columns)
+    return matmul(rows, columns)
+
+
+def _signed_hash(d: int, width: int, seed: int) -> csr_array:
+    generator = np.random.Generator(np.random.Philox(key=derive(seed, "hash")))
+    bucket = generator.integers(0, width, d)
+    sign = generator.integers(0, 2, d).astype(np.float32) * 2 - 1
+    return csr_array((sign, bucket, np.arange(d + 1)), shape=(d, width))

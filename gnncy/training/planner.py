@@ -1,0 +1,70 @@
+"""The memory plan: what each stage of a run holds, against the one limit, before a byte is read."""
+from dataclasses import dataclass, field
+
+from gnncy import _memory
+from gnncy.errors import MemoryLimitError
+
+OVERHEAD = 12_000_000
+"""Bytes set aside for what cannot be counted: the interpreter's objects, BLAS's packing buffers, code paged in."""
+
+
+@dataclass
+class MemoryPlan:
+    """Bytes that each stage of a run holds at the same time, and the limit that they must keep.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes that the run may hold beyond the process's start-up size.
+    stages : dict of str to dict of str to int
+        For each stage, what it holds and how many bytes.
+
+    Examples
+    --------
+    >>> plan = MemoryPlan(64_000_000, {"train": {"graph": 10_000_000}})
+    >>> plan.needed
+    22000000
+    >>> plan.left("train")
+    42000000
+    """
+
+    limit: int
+    stages: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def needed(self) -> int:
+        """The least limit that would do."""
+        return OVERHEAD + max((sum(parts.values()) for parts in self.stages.values()), default=0)
+
+    def left(self, stage: str) -> int:
+        """Bytes of the limit that a stage leaves for buffers."""
+        return self.limit - OVERHEAD - sum(self.stages[stage].values())
+
+    def check(self) -> None:
+        """Raise MemoryLimitError, naming the least that would do, if the limit is too small."""
+        if self.needed > self.limit:
+            stage, parts = max(self.stages.items(), key=lambda item: sum(item[1].values()))
+            largest = ", ".join(f"{what} {_memory.format_bytes(size)}" for what, size in
+                                sorted(parts.items(), key=lambda item: -item[1])[:3])
+            raise MemoryLimitError(
+                f"memory_limit={_memory.format_bytes(self.limit)} is too small: stage '{stage}' needs at least "
+                f"{-(-self.needed // 10**6)} MB ({largest}); raise memory_limit to {-(-self.needed // 10**6)}MB or more")
+
+    def as_dict(self) -> dict:
+        """The plan as plain numbers."""
+        return {"limit": self.limit, "needed": self.needed, "overhead": OVERHEAD, "stages": self.stages}
+
+    def __str__(self) -> str:
+        rows = [f"memory limit {_memory.format_bytes(self.limit)}, at least {_memory.format_bytes(self.needed)} needed "
+                f"(overhead {_memory.format_bytes(OVERHEAD)} in every stage)"]
+        for stage, parts in self.stages.items():
+            holds = ", ".join(f"{what} {_memory.format_bytes(size)}" for what, size in parts.items())
+            rows.append(f"  {stage:<10} {_memory.format_bytes(sum(parts.values())):>8}  {holds}")
+        return "\n".join(rows)
+
+
+def resolve_limit(memory_limit) -> int:
+    """Bytes of a ``memory_limit=``; ``"auto"`` is half of what the machine, cgroup and rlimits leave."""
+    if memory_limit is None or memory_limit == "auto":
+        return _memory.available() // 2
+    return _memory.parse_bytes(memory_limit)

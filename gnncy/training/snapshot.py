@@ -1,0 +1,95 @@
+"""Snapshots of a run: arrays and numbers in one ``.npz``, whole or absent, the last few kept."""
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from gnncy import _files
+from gnncy.errors import StorageError
+
+FORMAT = "gnncy-checkpoint"
+VERSION = 1
+_NAME = re.compile(r"checkpoint-(\d{8})\.npz")
+
+
+class SnapshotFolder:
+    """Numbered snapshots ``checkpoint-00000012.npz`` in a folder, with a ``latest`` pointer.
+
+    A snapshot is written under a temporary name, synced and renamed, then the pointer, then old ones are
+    removed: a crash at any point leaves the last snapshot whole.
+
+    Parameters
+    ----------
+    folder : path-like
+    keep : int, default 2
+        Snapshots kept.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     snapshots = SnapshotFolder(folder)
+    ...     _ = snapshots.save(3, {"weight": np.zeros(2)}, {"epoch": 1})
+    ...     arrays, numbers = snapshots.load_latest()
+    >>> numbers, arrays["weight"]
+    ({'epoch': 1}, array([0., 0.]))
+    """
+
+    def __init__(self, folder, keep: int = 2) -> None:
+        self.folder = Path(folder)
+        self.keep = keep
+
+    def save(self, number: int, arrays: dict[str, np.ndarray], numbers: dict) -> Path:
+        """Write snapshot ``number``; ``numbers`` must be JSON. Returns its path."""
+        path = self.folder / f"checkpoint-{number:08d}.npz"
+        header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers})
+        with _files.replacing(path) as temporary:
+            with open(temporary, "wb") as f:
+                np.savez(f, header=np.array(header), **{f"array/{k}": v for k, v in arrays.items()})
+        _files.write_text(self.folder / "latest", path.name + "\n")
+        for old in self._all()[:-self.keep]:
+            old.unlink()
+        return path
+
+    def load_latest(self) -> tuple[dict[str, np.ndarray], dict] | None:
+        """Arrays and numbers of the snapshot that ``latest`` names; None where there is none yet.
+
+        Raises
+        ------
+        StorageError
+            If the file is damaged, foreign or of a later format.
+        """
+        pointer = self.folder / "latest"
+        if not pointer.exists():
+            return None
+        name = pointer.read_text(encoding="utf-8").strip()
+        if not _NAME.fullmatch(name):
+            raise StorageError(f"{pointer} should name a checkpoint, but holds {name[:80]!r}; "
+                               "write the name of a whole checkpoint-*.npz into it, or delete it to start anew")
+        return read_snapshot(self.folder / name)
+
+    def _all(self) -> list[Path]:
+        return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
+
+
+def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and numbers of one snapshot file, its checksums verified."""
+    remedy = "delete it and point 'latest' at an earlier one, or start anew in an empty folder"
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            if "header" not in data:
+                raise StorageError(f"{path} is not a {FORMAT} file; {remedy}")
+            header = json.loads(str(data["header"]))
+            arrays = {k.removeprefix("array/"): data[k] for k in data.files if k != "header"}
+    except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
+        raise StorageError(f"{path} is damaged or not a checkpoint ({error}); {remedy}") from error
+    except FileNotFoundError as error:
+        raise StorageError(f"{path} is missing although 'latest' names it; {remedy}") from error
+    if header.get("format") != FORMAT:
+        raise StorageError(f"{path} is not a {FORMAT} file; {remedy}")
+    if header["version"] > VERSION:
+        raise StorageError(f"{path} has format version {header['version']}, this gnncy reads up to {VERSION}; upgrade gnncy")
+    return arrays, header["numbers"]
