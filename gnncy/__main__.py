@@ -1,0 +1,6 @@
+"""``python -m gnncy``: the command."""
+import sys
+
+from gnncy.cli import main
+
+sys.exit(main())
