@@ -3,13 +3,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array, diags_array, issparse
 
 from gnncy import nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.graph import normalize
+from gnncy.graph import as_csr, degrees, normalize, spmm
 from gnncy.losses import drop_blocks
 from gnncy.nn import Tensor
 from gnncy.storage import FeatureStorage, HyperbatchIterator
@@ -21,6 +21,10 @@ BASIS_DIFFUSION = Diffusion("appnp", 8, alpha=0.15)
 BLOCKS = ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
           (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5))
 """Smoothings that stand side by side in a row, widest first, and the length of each in the row."""
+PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
+"""Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
+normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
+CHOICE_SAMPLE = 2000  # nodes from which the propagation is chosen
 SAMPLE = 65_536  # rows from which the principal directions are computed
 CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
 
@@ -75,11 +79,16 @@ class SmoothedEncoder:
 
     def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool) -> FeatureStorage:
         """The store of smoothed rows, ``n x (4 width)``, kept in ``folder``; resumes where a stage is whole."""
-        path = folder / "smoothed.npy"
+        path, state = folder / "smoothed.npy", folder / "smoothing.npz"
         if fit:
             self._fit_reducer(adjacency, features, folder)
-        if not (path.exists() and self._load_centre(folder, fit)):
+        if fit and path.exists() and state.exists():
+            with np.load(state, allow_pickle=False) as there:
+                self.centre_, self.propagation_ = there["centre"], str(there["propagation"])
+        else:
             self._smooth(adjacency, features, folder, path, fit=fit)
+            if fit:
+                _save_arrays(state, {"centre": self.centre_, "propagation": np.array(self.propagation_)})
         return FeatureStorage.open(path)
 
     def _fit_reducer(self, adjacency, features, folder: Path) -> None:
@@ -99,25 +108,17 @@ class SmoothedEncoder:
         self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION)
         _save_arrays(file, self.reducer_.state_dict())
 
-    def _load_centre(self, folder: Path, fit: bool) -> bool:
-        if not fit:
-            return True
-        file = folder / "centre.npy"
-        if file.exists():
-            self.centre_ = np.load(file)
-        return file.exists()
-
     def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
         """Write the store: blocks side by side, each centred and of its own length in every row."""
-        diffusions = [diffusion for diffusion, _ in BLOCKS]
-        log.info("smoothing over the graph: %d blocks of %d columns", len(BLOCKS),
-                 features.shape[1] if self.reducer_ is None else self.reducer_.width)
         with reduced_tiles(features, self.reducer_, folder) as source:
-            blocks = propagate(propagation_matrix(adjacency), source, diffusions, folder)
+            if fit:
+                self.propagation_ = _choose_propagation(adjacency, source, self.seed)
+            log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, len(BLOCKS),
+                     source.shape[1])
+            matrix = propagation_matrix(adjacency, self.propagation_)
+            blocks = propagate(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
-            with replacing(folder / "centre.npy") as temporary, open(temporary, "wb") as f:
-                np.save(f, self.centre_)
         n, width = blocks[0].shape
         lengths = np.array([length for _, length in BLOCKS])
         lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
@@ -186,9 +187,49 @@ class SmoothedEncoder:
         FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
 
 
-def propagation_matrix(adjacency: csr_array) -> csr_array:
-    """Row-stochastic propagation: each node takes the mean of its neighbours."""
-    return normalize(adjacency, "row", self_loops=0.0)
+def propagation_matrix(adjacency: csr_array, kind: str) -> csr_array:
+    """The row-stochastic matrix of a name in ``PROPAGATIONS``: rows of :math:`(A + w I) D^{-b}`, summing to 1."""
+    exponent, loops = PROPAGATIONS[kind]
+    degree = np.maximum(degrees(adjacency), 1).astype(np.float64)
+    scaled = csr_array(adjacency, copy=True)
+    scaled.data *= (degree**-exponent)[scaled.indices].astype(scaled.dtype)
+    if loops:
+        scaled = as_csr(scaled + diags_array(loops * degree**-exponent).astype(scaled.dtype))
+    return normalize(scaled, "row", self_loops=0.0)
+
+
+def _choose_propagation(adjacency: csr_array, source, seed: int) -> str:
+    """The propagation under which a node's neighbours tell most about its own features, no label used.
+
+    For a sample of nodes that have neighbours: the mean cosine between the node's centred features and the centred
+    mean of its neighbours' under the candidate's weights (without the node itself).
+    """
+    n = adjacency.shape[0]
+    degree = degrees(adjacency)
+    linked = np.flatnonzero(degree > 0)
+    if len(linked) == 0:
+        return next(iter(PROPAGATIONS))
+    ids = np.sort(stream(seed, "propagation").permutation(linked)[:CHOICE_SAMPLE])
+    scores = {}
+    for kind, (exponent, _) in PROPAGATIONS.items():
+        rows = adjacency[ids]
+        weights = rows.data * np.maximum(degree, 1).astype(np.float64)[rows.indices] ** -exponent
+        weights /= np.repeat(np.add.reduceat(weights, rows.indptr[:-1]), np.diff(rows.indptr))
+        rows = csr_array((weights.astype(np.float32), rows.indices, rows.indptr), shape=rows.shape)
+        dot, own, mean = (np.zeros(len(ids)) for _ in range(3))
+        x = np.empty((n, TILE), np.float32)
+        for tile in range(source.n_tiles):
+            source.read_tile(tile, x)
+            a, b = x[ids].astype(np.float64), spmm(rows, x).astype(np.float64)
+            a -= a.mean(axis=0)
+            b -= b.mean(axis=0)
+            dot += (a * b).sum(axis=1)
+            own += (a * a).sum(axis=1)
+            mean += (b * b).sum(axis=1)
+        scale = np.sqrt(own * mean)
+        scores[kind] = float(np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0).mean())
+    log.info("agreement of features with the neighbours': %s", ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    return max(scores, key=lambda kind: scores[kind])
 
 
 def _is_sparse(features) -> bool:
