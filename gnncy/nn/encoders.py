@@ -1,0 +1,45 @@
+"""Encoders of single rows."""
+import numpy as np
+
+from gnncy.nn import ops
+from gnncy.nn.modules import Linear, Module
+from gnncy.nn.tensor import Tensor
+
+_FIRST_SCALE = 0.1
+
+
+class ResidualMLP(Module):
+    """A linear map plus a two-layer perceptron: ``x S + relu(x A + b) B``.
+
+    Parameters
+    ----------
+    in_features, hidden_features, out_features : int
+    rng : int, Generator or None
+
+    Attributes
+    ----------
+    skip : Linear
+        The linear path. Set its weight to start from a known projection; ``B`` begins small, so that training
+        begins near it.
+
+    Notes
+    -----
+    Shapes: input (n, in_features), output (n, out_features).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy import nn
+    >>> nn.ResidualMLP(6, 8, 2, rng=0)(np.zeros((4, 6), np.float32)).shape
+    (4, 2)
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, *, rng=None, dtype=np.float32):
+        rng = np.random.default_rng(rng)
+        self.skip = Linear(in_features, out_features, bias=False, rng=rng, dtype=dtype)
+        self.first = Linear(in_features, hidden_features, rng=rng, dtype=dtype)
+        self.second = Linear(hidden_features, out_features, bias=False, rng=rng, dtype=dtype)
+        self.second.weight.data *= np.asarray(_FIRST_SCALE, dtype)
+
+    def forward(self, x) -> Tensor:
+        return ops.add(self.skip(x), self.second(ops.relu(self.first(x))))
