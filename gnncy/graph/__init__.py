@@ -1,1 +1,23 @@
-"""graph"""
+"""Graphs as ``scipy.sparse.csr_array``: one canonical form, orders, neighbour sampling, aggregation."""
+from gnncy.graph.aggregate import aggregate, aggregate_grad, spmm
+from gnncy.graph.csr import as_csr, degrees, is_symmetric, normalize, undirected
+from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute
+from gnncy.graph.sampler import Block, NeighborSampler, SampledBatch
+
+__all__ = [
+    "Block",
+    "NeighborSampler",
+    "SampledBatch",
+    "aggregate",
+    "aggregate_grad",
+    "as_csr",
+    "bfs_order",
+    "degree_order",
+    "degrees",
+    "inverse_order",
+    "is_symmetric",
+    "normalize",
+    "permute",
+    "spmm",
+    "undirected",
+]

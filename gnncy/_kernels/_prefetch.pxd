@@ -1,0 +1,18 @@
+"""Ask for a cache line before it is needed; a hint that never faults."""
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__) || defined(__clang__)
+    #define gnncy_prefetch(p) __builtin_prefetch(p)
+    #else
+    #define gnncy_prefetch(p) ((void)(p))
+    #endif
+    """
+    void prefetch "gnncy_prefetch"(const void *p) noexcept nogil
+
+
+cdef inline void prefetch_span(const void *start, Py_ssize_t size) noexcept nogil:
+    """Ask for every cache line of ``size`` bytes."""
+    cdef Py_ssize_t i
+    for i in range(0, size, 64):
+        prefetch(<const char *>start + i)

@@ -1,0 +1,149 @@
+"""Integer loops over a CSR pattern: its form, its transpose, orders of its nodes, its permutation."""
+from cython cimport floating
+from libc.stdint cimport int32_t, int64_t
+
+from gnncy._kernels._prefetch cimport prefetch
+
+ctypedef fused index:
+    int32_t
+    int64_t
+
+cdef enum:
+    SHORT = 48  # rows up to here are sorted by counting smaller entries, longer ones by radix
+
+
+def form(const index[::1] indptr, const index[::1] indices, Py_ssize_t n_columns):
+    """0: sorted rows without repeats; 1: not so; -1: indptr falls or leaves indices; -2: a column out of range."""
+    cdef Py_ssize_t i, p, n = indptr.shape[0] - 1
+    cdef index v, last, low = 0, high = -1
+    cdef bint broken, disorder = False
+    with nogil:
+        broken = indptr[0] != 0 or indptr[n] > indices.shape[0]
+        for i in range(n):
+            broken |= indptr[i] > indptr[i + 1]
+        if not broken:
+            for i in range(n):
+                last = -1
+                for p in range(indptr[i], indptr[i + 1]):
+                    v = indices[p]
+                    disorder |= v <= last
+                    low = min(low, v)
+                    high = max(high, v)
+                    last = v
+    if broken:
+        return -1
+    return -2 if low < 0 or high >= n_columns else int(disorder)
+
+
+def transpose(const index[::1] indptr, const index[::1] indices, index[::1] out_indptr, index[::1] out_indices,
+              index[::1] out_edges):
+    """Write the transposed pattern, rows sorted, and the place of each entry in the original. out_indptr comes zeroed."""
+    cdef Py_ssize_t i, p, n = indptr.shape[0] - 1, m = out_indptr.shape[0] - 1
+    cdef index q
+    with nogil:
+        for p in range(indptr[n]):
+            out_indptr[indices[p] + 1] += 1
+        for i in range(m):
+            out_indptr[i + 1] += out_indptr[i]
+        for i in range(n):
+            for p in range(indptr[i], indptr[i + 1]):
+                q = out_indptr[indices[p]]
+                out_indptr[indices[p]] = q + 1
+                out_indices[q] = i
+                out_edges[q] = p
+        # Each start has moved on to the next row's.
+        for i in range(m, 0, -1):
+            out_indptr[i] = out_indptr[i - 1]
+        out_indptr[0] = 0
+
+
+def by_degree(const index[::1] indptr, int64_t[::1] first, int64_t[::1] order):
+    """Write the nodes by falling degree, ties by rising id. first (n + 2 places for degrees 0..n) comes zeroed."""
+    cdef Py_ssize_t i, n = indptr.shape[0] - 1
+    cdef int64_t d
+    with nogil:
+        for i in range(n):
+            first[n - (indptr[i + 1] - indptr[i]) + 1] += 1
+        for i in range(n):
+            first[i + 1] += first[i]
+        for i in range(n):
+            d = n - (indptr[i + 1] - indptr[i])
+            order[first[d]] = i
+            first[d] += 1
+
+
+def bfs(const index[::1] indptr, const index[::1] indices, const int64_t[::1] roots, unsigned char[::1] seen,
+        int64_t[::1] order):
+    """Write the nodes in breadth-first order from each root not yet seen. order has one place to spare."""
+    cdef Py_ssize_t r, p, head = 0, tail = 0
+    cdef int64_t u, v
+    with nogil:
+        for r in range(roots.shape[0]):
+            if seen[roots[r]]:
+                continue
+            seen[roots[r]] = 1
+            order[tail] = roots[r]
+            tail += 1
+            while head < tail:
+                if head + 16 < tail:
+                    prefetch(&indptr[order[head + 16]])
+                    prefetch(&indices[indptr[order[head + 8]]])
+                u = order[head]
+                head += 1
+                for p in range(indptr[u], indptr[u + 1]):
+                    # Written always, kept if new: no branch to guess wrong.
+                    v = indices[p]
+                    order[tail] = v
+                    tail += 1 - seen[v]
+                    seen[v] = 1
+
+
+def permute(const index[::1] indptr, const index[::1] indices, const floating[::1] data, const int64_t[::1] order,
+            const index[::1] inverse, Py_ssize_t start, Py_ssize_t stop, index[::1] keys, floating[::1] values,
+            const index[::1] out_indptr, index[::1] out_indices, floating[::1] out_data):
+    """Write rows start..stop of A[order][:, order], columns sorted. keys and values hold the longest row."""
+    cdef Py_ssize_t i, j, k, p, q, at, length, shift, n = order.shape[0]
+    cdef index key, rank
+    cdef Py_ssize_t[257] first
+    with nogil:
+        for i in range(start, stop):
+            p = indptr[order[i]]
+            q = out_indptr[i]
+            length = out_indptr[i + 1] - q
+            if i + 8 < stop:
+                prefetch(&indptr[order[i + 8]])
+            if i + 4 < stop:
+                prefetch(&indices[indptr[order[i + 4]]])
+                prefetch(&data[indptr[order[i + 4]]])
+            for k in range(length):
+                keys[k] = inverse[indices[p + k]]
+            if length <= SHORT:
+                for k in range(length):
+                    key = keys[k]
+                    rank = 0
+                    for j in range(length):
+                        rank += keys[j] < key
+                    out_indices[q + rank] = key
+                    out_data[q + rank] = data[p + k]
+                continue
+            for k in range(length):
+                values[k] = data[p + k]
+            shift = 0
+            while (n - 1) >> shift:
+                for j in range(257):
+                    first[j] = 0
+                for k in range(length):
+                    first[((keys[k] >> shift) & 255) + 1] += 1
+                for j in range(256):
+                    first[j + 1] += first[j]
+                for k in range(length):
+                    j = (keys[k] >> shift) & 255
+                    at = q + first[j]
+                    first[j] += 1
+                    out_indices[at] = keys[k]
+                    out_data[at] = values[k]
+                shift += 8
+                if (n - 1) >> shift:
+                    for k in range(length):
+                        keys[k] = out_indices[q + k]
+                        values[k] = out_data[q + k]

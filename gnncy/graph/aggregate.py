@@ -1,0 +1,167 @@
+"""Sums and means over neighbours, their gradients, and sparse times dense."""
+import numpy as np
+
+from gnncy._check import check_array, check_choice
+from gnncy._kernels import spmm as kernels
+from gnncy._threads import run_pieces
+from gnncy.graph.sampler import Block
+
+_ROWS = 2048  # rows of a piece
+_REDUCES = ("sum", "mean")
+
+
+def aggregate(graph, x, *, reduce: str = "mean", weighted: bool = False, out=None) -> np.ndarray:
+    r"""Sum or mean of each node's neighbours: :math:`y_i = c_i \sum_{j \in N(i)} w_{ij} x_j`.
+
+    Parameters
+    ----------
+    graph : sparse or dense array, shape (n_dst, n_src), or Block
+        Row i holds the weights of i's neighbours; a whole graph is square, n_dst = n_src = n.
+    x : array, shape (n_src, d)
+        float64 is kept, everything else is computed in float32. Values are not checked to be finite.
+    reduce : {"sum", "mean"}
+        ``"sum"``: c = 1. ``"mean"``: c = 1 / (sum of w over the neighbours), or 0 where that sum is 0, so
+        that a mean over no neighbours is 0.
+    weighted : bool
+        Weigh neighbours by the graph's weights; otherwise every w is 1.
+    out : ndarray, shape (n_dst, d), optional
+        Where to write the result: C-contiguous, of the type of the result, apart from ``x``.
+
+    Returns
+    -------
+    ndarray, shape (n_dst, d)
+        A column's bits depend on that column of ``x`` alone: columns may be aggregated tile by tile.
+
+    See Also
+    --------
+    aggregate_grad : the gradient with respect to ``x``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.graph import aggregate
+    >>> path = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    >>> aggregate(path, [[1.], [2.], [4.]]).ravel()
+    array([2. , 2.5, 2. ])
+    """
+    block = _as_block(graph)
+    x = _rows(x, "x", block.n_src)
+    check_choice(reduce, "reduce", _REDUCES)
+    weights = _weights(block, x.dtype) if weighted else None
+    return _product(block, weights, x, _scale(block, reduce, weights, x.dtype), out)
+
+
+def aggregate_grad(graph, grad, *, reduce: str = "mean", weighted: bool = False, out=None) -> np.ndarray:
+    r"""Gradient of :func:`aggregate` with respect to ``x``: :math:`\bar x_j = \sum_i c_i w_{ij} \bar y_i`.
+
+    Parameters
+    ----------
+    graph : sparse or dense array, shape (n_dst, n_src), or Block
+        What :func:`aggregate` was given. Its transpose is needed: a Block keeps it, so give
+        ``Block.from_csr(graph)`` to both where this is called more than once.
+    grad : array, shape (n_dst, d)
+        Gradient with respect to the result of :func:`aggregate`.
+    reduce, weighted
+        As given to :func:`aggregate`.
+    out : ndarray, shape (n_src, d), optional
+        Where to write the result: C-contiguous, of the type of the result, apart from ``grad``.
+
+    Returns
+    -------
+    ndarray, shape (n_src, d)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.graph import aggregate_grad
+    >>> path = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
+    >>> aggregate_grad(path, np.ones((3, 1))).ravel()
+    array([0.5, 2. , 0.5])
+    """
+    block = _as_block(graph)
+    grad = _rows(grad, "grad", block.n_dst)
+    check_choice(reduce, "reduce", _REDUCES)
+    back = block.transposed()
+    weights = _weights(back, grad.dtype) if weighted else None
+    if reduce == "mean":
+        forward = _weights(block, grad.dtype) if weighted else None
+        scale = _scale(block, reduce, forward, grad.dtype)[back.indices]
+        weights = scale if weights is None else weights * scale
+    return _product(back, weights, grad, np.ones(back.n_dst, grad.dtype), out)
+
+
+def spmm(adjacency, x, out=None) -> np.ndarray:
+    """Sparse times dense, ``adjacency @ x``, on the threads at hand and in the type of ``x``.
+
+    Parameters
+    ----------
+    adjacency : sparse or dense array, shape (n, m)
+        Not necessarily square.
+    x : array, shape (m, d)
+        float64 is kept, everything else is computed in float32. Values are not checked to be finite.
+    out : ndarray, shape (n, d), optional
+        Where to write the result: C-contiguous, of the type of the result, apart from ``x``.
+
+    Returns
+    -------
+    ndarray, shape (n, d)
+        A column's bits depend on that column of ``x`` alone.
+
+    Examples
+    --------
+    >>> from gnncy.graph import spmm
+    >>> spmm([[0, 2], [3, 0]], [[1.], [10.]])
+    array([[20.],
+           [ 3.]])
+    """
+    block = _as_block(adjacency)
+    x = _rows(x, "x", block.n_src)
+    return _product(block, _weights(block, x.dtype), x, np.ones(block.n_dst, x.dtype), out)
+
+
+def _as_block(graph) -> Block:
+    return graph if isinstance(graph, Block) else Block.from_csr(graph)
+
+
+def _weights(block: Block, dtype) -> np.ndarray:
+    if block.weights is None:
+        raise ValueError("weighted=True needs a block with weights; sample it with NeighborSampler(..., weighted=True)")
+    return block.weights.astype(dtype, copy=False)
+
+
+def _rows(value, name: str, n: int) -> np.ndarray:
+    array = check_array(value, name, finite=False, allow_empty=True)
+    if len(array) != n:
+        raise ValueError(f"{name} must have {n} rows, one for each node on its side of the graph, "
+                         f"got shape {array.shape}")
+    return array
+
+
+def _scale(block: Block, reduce: str, weights: np.ndarray | None, dtype) -> np.ndarray:
+    if reduce == "sum":
+        return np.ones(block.n_dst, dtype)
+    if weights is None:
+        total = np.diff(block.indptr).astype(dtype)
+    else:
+        total = _product(block, weights, np.ones((block.n_src, 1), dtype), np.ones(block.n_dst, dtype)).ravel()
+    return np.divide(1, total, out=np.zeros_like(total), where=total != 0)
+
+
+def _product(block: Block, weights, x: np.ndarray, scale: np.ndarray, out=None) -> np.ndarray:
+    shape = (block.n_dst, x.shape[1])
+    if out is None:
+        out = np.empty(shape, x.dtype)
+    elif not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (shape, x.dtype) or not out.flags.c_contiguous:
+        raise ValueError(f"out must be a C-contiguous array of shape {shape} and dtype {x.dtype}, got "
+                         f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}")
+    elif not out.flags.writeable or np.may_share_memory(out, x):
+        raise ValueError("out must be writable and must not overlap the input")
+
+    def work(start: int, stop: int) -> None:
+        if weights is None:
+            kernels.gather_sum(block.indptr, block.indices, x, scale, start, stop, out)
+        else:
+            kernels.weighted_sum(block.indptr, block.indices, weights, x, scale, start, stop, out)
+
+    run_pieces(work, block.n_dst, _ROWS)
+    return out
