@@ -1,5 +1,7 @@
 """Data sets: the embedded one, generators, readers of users' files."""
 from gnncy.datasets.dataset import GraphDataset, Split
+from gnncy.datasets.folder import open_graph
+from gnncy.datasets.generate import make_rmat, make_sbm, write_rmat, write_sbm
 from gnncy.datasets.wordnet import load_wordnet
 
-__all__ = ["GraphDataset", "Split", "load_wordnet"]
+__all__ = ["GraphDataset", "Split", "load_wordnet", "make_rmat", "make_sbm", "open_graph", "write_rmat", "write_sbm"]
