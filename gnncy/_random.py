@@ -20,7 +20,7 @@ def derive(seed: int, *ids: int | str) -> int:
             part = int.from_bytes(part.encode(), "little")
         part = int(part)
         while True:
-            key = mix64(key ^ mix64(part & _MASK))
+            key = mix64(key ^ part & _MASK)  # not of a mixed part: seed and id would be interchangeable
             part >>= 64
             if part in (0, -1):
                 break
