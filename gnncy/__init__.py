@@ -4,7 +4,8 @@ from importlib.metadata import version as _version
 
 __version__ = _version("gnncy")
 
-_ROOMS = ("datasets", "errors", "estimators", "evaluate", "graph", "losses", "nn", "optim", "plot", "storage", "training")
+_ROOMS = ("datasets", "errors", "estimators", "evaluate", "graph", "losses", "nn", "optim", "plot", "storage",
+          "training")
 _NAMES = {
     "FeatureStorage": "storage",
     "GnncyError": "errors",

@@ -2,6 +2,7 @@
 
 Every message says what was given, what is needed and, where it is not obvious, what to do.
 """
+import math
 import numbers
 
 import numpy as np
@@ -18,7 +19,8 @@ def check_array(value, name: str, *, ndim: int = 2, dtype=None, finite: bool = T
     if array.dtype.kind == "c":
         raise ValueError(f"Complex data not supported: {name} has dtype {array.dtype}; pass its real part")
     if array.ndim != ndim:
-        hint = ". Reshape your data: array.reshape(-1, 1) or array.reshape(1, -1)" if ndim == 2 and array.ndim == 1 else ""
+        vector = ndim == 2 and array.ndim == 1
+        hint = ". Reshape your data: array.reshape(-1, 1) or array.reshape(1, -1)" if vector else ""
         raise ValueError(f"{name} must be {ndim}-dimensional, got shape {array.shape}{hint}")
     if dtype is None:
         dtype = np.float64 if array.dtype.kind == "f" and array.dtype.itemsize == 8 else np.float32
@@ -75,12 +77,13 @@ def check_float(value, name: str, low: float | None = None, high: float | None =
     """A finite number in ``low .. high``, or strictly ``above`` a bound."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not np.isfinite(value):
+    number = float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {value!r}")
-    if above is not None and not value > above:
+    if above is not None and not number > above:
         raise ValueError(f"{name} must be greater than {above}, got {value!r}")
     _check_range(value, name, low, high)
-    return float(value)
+    return number
 
 
 def _check_range(value, name, low, high):

@@ -7,7 +7,7 @@ import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from gnncy._kernels import cpu
+from gnncy._kernels import cpu  # type: ignore[attr-defined]
 
 _HERE = Path(__file__).parent
 
