@@ -1,0 +1,1 @@
+"""Benchmarks: asv's own in ``benchmarks``, side-by-side runs against other libraries in ``peers``."""
