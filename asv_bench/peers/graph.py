@@ -1,0 +1,119 @@
+"""Graph work beside scipy.sparse, and beside a sampler written in numpy."""
+from functools import lru_cache
+
+import numpy as np
+
+from asv_bench.peers import Case, comparison
+
+
+@lru_cache(maxsize=1)
+def rmat(scale, edge_factor):
+    from gnncy.datasets import make_rmat
+    from gnncy.graph import as_csr
+    return as_csr(make_rmat(scale, edge_factor, n_features=1, seed=0).adjacency)
+
+
+def size(graph):
+    return f"R-MAT, {graph.shape[0] / 1e6:.3g} M nodes, {graph.nnz / 1e6:.3g} M arcs"
+
+
+@comparison
+def bfs(quick, stack):
+    from scipy.sparse.csgraph import breadth_first_order
+
+    from gnncy.graph import bfs_order
+    graph = rmat(14 if quick else 20, 10)
+    start = int(np.argmax(np.diff(graph.indptr)))
+
+    def same(ours, theirs):
+        # scipy stops where the first component ends; ours goes on.
+        assert len(set(ours.tolist())) == graph.shape[0]
+        np.testing.assert_array_equal(np.sort(ours[:len(theirs)]), np.sort(theirs))
+
+    yield Case(size(graph), lambda: bfs_order(graph, start), "scipy breadth_first_order, one component",
+               lambda: breadth_first_order(graph, start, return_predecessors=False), asked=2.5, same=same)
+
+
+@comparison
+def permute(quick, stack):
+    from gnncy.graph import bfs_order
+    from gnncy.graph import permute as ours
+    graph = rmat(14 if quick else 20, 10)
+    order = bfs_order(graph)
+
+    def theirs():
+        permuted = graph[order][:, order]
+        permuted.sort_indices()
+        return permuted
+
+    def same(ours, theirs):
+        np.testing.assert_array_equal(ours.indptr, theirs.indptr)
+        np.testing.assert_array_equal(ours.indices, theirs.indices)
+
+    yield Case(size(graph), lambda: ours(graph, order), "scipy A[p][:, p], sorted", theirs, asked=2, same=same)
+
+
+@comparison
+def spmm(quick, stack):
+    from gnncy.graph import Block, aggregate
+    from gnncy.graph import spmm as ours
+    graph = rmat(13 if quick else 18, 8)
+    x = np.random.default_rng(0).standard_normal((graph.shape[0], 128)).astype(np.float32)
+    block = Block.from_csr(graph)
+    count = np.maximum(np.diff(graph.indptr), 1).astype(np.float32)[:, None]
+    pattern = graph.copy()
+    pattern.data[:] = 1
+
+    def same(ours, theirs):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
+
+    yield Case(f"{size(graph)}, 128 columns", lambda: ours(graph, x), "scipy A @ X", lambda: graph @ x, asked=2, same=same)
+    yield Case("mean of neighbours, the same", lambda: aggregate(block, x), "scipy A @ X / counts",
+               lambda: (pattern @ x) / count, asked=3.8, same=same)
+
+
+def numpy_sampler(graph, fanouts, rng):
+    """Without replacement, vectorised: a random key for each arc of the frontier, the least ones of each row kept."""
+    def sample(seeds):
+        nodes, blocks = seeds, []
+        for fanout in fanouts:
+            begin, degree = graph.indptr[nodes], np.diff(graph.indptr)[nodes]
+            rows = np.repeat(np.arange(len(nodes)), degree)
+            first = np.cumsum(degree) - degree
+            arcs = np.repeat(begin - first, degree) + np.arange(len(rows))
+            # Rows stand in the integer part, so that one sort does for all of them.
+            by_key = np.argsort(rows + rng.random(len(rows)))
+            chosen = arcs[by_key[np.arange(len(rows)) - np.repeat(first, degree) < fanout]]
+            ends = graph.indices[chosen]
+            new = np.setdiff1d(ends, nodes)
+            known = np.concatenate([nodes, new])
+            place = np.argsort(known)
+            blocks.append((np.minimum(degree, fanout), place[np.searchsorted(known, ends, sorter=place)]))
+            nodes = known
+        return nodes, blocks
+    return sample
+
+
+@comparison
+def sampling(quick, stack):
+    from gnncy.graph import NeighborSampler
+    graph = rmat(14 if quick else 20, 10)
+    fanouts, size_of_batch = (15, 10), 128 if quick else 1024
+    rng = np.random.default_rng(0)
+    seeds = rng.choice(np.flatnonzero(np.diff(graph.indptr)), size_of_batch, replace=False)
+    ours = NeighborSampler(graph, fanouts, seed=0)
+    theirs = numpy_sampler(graph, fanouts, rng)
+
+    def same(batch, other):
+        # The first hop's number of arcs is no matter of chance.
+        assert batch.blocks[-1].n_arcs == other[1][0][0].sum()
+
+    setting = f"{list(fanouts)}, batch {size_of_batch}, {size(graph)}"
+    yield Case(setting, lambda: ours.sample(seeds), "numpy, a sort of the frontier's arcs", lambda: theirs(seeds), asked=10,
+               unit="batches/s", amount=1, same=same)
+
+    # The limit: whoever samples must read the end of each arc drawn, and look its number up.
+    edges = np.concatenate([block.edges for block in ours.sample(seeds).blocks])
+    place = np.arange(graph.shape[0])
+    yield Case(f"{len(edges) / 1e3:.0f} k arcs, the same", lambda: ours.sample(seeds), "limit: two random loads an arc",
+               lambda: place[graph.indices[edges]], asked=0.38, unit="batches/s", amount=1)
