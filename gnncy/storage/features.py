@@ -1,0 +1,681 @@
+"""Dense features on disk: a standard ``.npy`` file, read by coalesced positional reads."""
+import errno
+import fcntl
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from gnncy._check import check_choice, check_finite, check_ids, check_int
+from gnncy._files import fsync_directory, replacing, write_text
+from gnncy._memory import available, format_bytes
+from gnncy.errors import MemoryLimitError, StorageError
+from gnncy.storage._blocks import (
+    PAGE,
+    IOStatistics,
+    ascending,
+    gather,
+    npy_header,
+    read_npy_header,
+    read_range,
+    reserve,
+    scatter,
+    write_all,
+)
+
+FORMAT = "gnncy-features"
+VERSION = 1
+_CHUNK = 8 * 1024 * 1024  # bytes of rows that streaming calls hold by default
+_WIDEN = 2 * 1024 * 1024  # bytes of narrow rows that are read before they are widened
+
+
+class FeatureStorage:
+    """Rows of node features in a standard ``.npy`` file, read by node id without loading the file.
+
+    The file is what ``np.save`` writes, with its header padded so that rows begin at byte 4096;
+    ``np.load(path, mmap_mode="r")`` opens it. Beside it lie ``<path>.json`` (format version, shape, order and
+    checksum of the header) and, if rows are stored in another order than that of the ids, ``<path>.order.npy``;
+    move the files together. Reads are positional, coalesced and thread-safe, and never map the file. float16 rows
+    are widened to float32 on the way in.
+
+    Plain ``.npy`` files with two dimensions, C order and a float dtype open read-only.
+
+    Parameters
+    ----------
+    path : path-like
+        The ``.npy`` file.
+    mode : {"r", "r+"}
+        Read, or read and write. A file has one writer at a time (an advisory lock).
+    io_threads : int or None
+        Threads that one call reads with; None means those of the surrounding work. The result is the same.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+    mode : str
+    dtype : numpy.dtype
+        Of the rows as they are read: float32 or float64.
+    file_dtype : numpy.dtype
+        Of the rows in the file.
+    finite_checked : bool
+        Whether every row was checked for nan and infinity when it was written.
+    stats : IOStatistics
+        Bytes, operations and seconds since the file was opened.
+
+    Raises
+    ------
+    StorageError
+        If the file is truncated, damaged, foreign, of an unsupported form, or locked by another writer.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
+    >>> x = np.arange(12, dtype=np.float32).reshape(4, 3)
+    >>> with FeatureStorage.from_array(x, path, order=[3, 1, 0, 2]) as store:
+    ...     store.read_batch([2, 0, 2])
+    array([[6., 7., 8.],
+           [0., 1., 2.],
+           [6., 7., 8.]], dtype=float32)
+    >>> np.load(path)[0]
+    array([ 9., 10., 11.], dtype=float32)
+    """
+
+    ndim = 2
+
+    def __init__(self, path, mode: str = "r", *, io_threads: int | None = None):
+        self._fd = -1
+        self.path = Path(path)
+        self.mode = check_choice(mode, "mode", ("r", "r+"))
+        self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
+        self.stats = IOStatistics()
+        self._dirty = False
+        self._attach()
+
+    def _attach(self) -> None:
+        """Open and validate the file; sets everything that depends on what it holds."""
+        fd = os.open(self.path, (os.O_RDWR if self.mode == "r+" else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
+        try:
+            if self.mode == "r+":
+                _lock(fd, self.path)
+            with open(fd, "rb", closefd=False) as file:
+                shape, file_dtype, offset, crc = read_npy_header(file, self.path)
+            if file_dtype.kind != "f" or file_dtype.itemsize > 8:
+                raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; convert "
+                                   f"with FeatureStorage.from_array(np.load({str(self.path)!r}, mmap_mode='r'), new_path)")
+            if len(shape) != 2 or 0 in shape:
+                raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
+                                   f"and column; reshape it and save it again")
+            meta = _read_sidecar(self.path, shape, file_dtype, crc)
+            if meta is None and self.mode == "r+":
+                raise StorageError(f"{self.path}: a plain .npy file without its sidecar {_sidecar(self.path).name} opens "
+                                   f"read-only; use mode='r', or copy it with FeatureStorage.from_array")
+            position = None if meta is None or meta["order"] is None else _read_order(self.path, shape[0], meta)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd, self._pid = fd, os.getpid()
+        self._shape, self.file_dtype, self._offset, self._position = shape, file_dtype, offset, position
+        self.dtype = np.dtype(np.float64 if file_dtype.itemsize == 8 else np.float32)
+        self.finite_checked = bool(meta and meta["finite"])
+        self._row_bytes = shape[1] * file_dtype.itemsize
+
+    # Making one
+
+    @classmethod
+    def open(cls, path, mode: str = "r", *, io_threads: int | None = None) -> "FeatureStorage":
+        """The storage at ``path``; the same as calling the class."""
+        return cls(path, mode, io_threads=io_threads)
+
+    @classmethod
+    def create(cls, path, n_nodes: int, dim: int, *, dtype=np.float32, order=None,
+               overwrite: bool = False) -> "FeatureStorage":
+        """A new file of zeros, opened for writing.
+
+        The whole file is reserved on disk before it appears at ``path``, so a full disk is an error at once;
+        rows are then written in place.
+
+        Parameters
+        ----------
+        path : path-like
+        n_nodes, dim : int
+        dtype : float16, float32 or float64
+        order : array of int, shape (n_nodes,), optional
+            Node whose row is stored at each place; ids order if not given.
+        overwrite : bool
+            Replace a file that is already there.
+
+        Raises
+        ------
+        FileExistsError
+            If ``path`` exists and ``overwrite`` is False.
+        StorageError
+            If the disk is full, or the file to replace is open for writing.
+        """
+        shape = (check_int(n_nodes, "n_nodes", 1), check_int(dim, "dim", 1))
+        with _writing(path, shape, dtype, order, overwrite):
+            pass
+        return cls(path, "r+")
+
+    @classmethod
+    def from_array(cls, array, path, *, order=None, dtype=None, chunk_rows: int | None = None,
+                   overwrite: bool = False) -> "FeatureStorage":
+        """Copy an array to disk in chunks, and open it for reading.
+
+        Parameters
+        ----------
+        array : array-like, shape (n_nodes, dim)
+            Anything with a shape whose slices are rows: ndarray, memmap, another storage, an HDF5 or zarr array.
+        path : path-like
+            Whole or absent: the file is written under a temporary name and renamed.
+        order : array of int, shape (n_nodes,), optional
+            Node whose row is stored at each place, for example ``gnncy.graph.bfs_order(adjacency)``.
+        dtype : float16, float32 or float64, optional
+            Of the file; by default that of ``array``, and float32 for integers.
+        chunk_rows : int, optional
+            Rows held in memory at a time; about 8 MiB of them by default.
+        overwrite : bool
+            Replace a file that is already there.
+
+        Raises
+        ------
+        ValueError
+            If a row holds nan or infinity; nothing is left at ``path``.
+        """
+        if sp.issparse(array) or hasattr(array, "nnz"):
+            raise TypeError("from_array needs dense rows, got sparse features; keep them sparse with "
+                            "SparseFeatureStorage.from_csr(features, path)")
+        if not hasattr(array, "shape"):
+            array = np.asarray(array)
+        shape = tuple(int(size) for size in array.shape)
+        _check_shape(shape, "array")
+        if dtype is None:
+            given = np.dtype(getattr(array, "file_dtype", array.dtype))
+            dtype = given.newbyteorder("=") if given.kind == "f" and given.itemsize <= 8 else np.float32
+        step = _chunk_rows(chunk_rows, shape[1], dtype)
+        with _writing(path, shape, dtype, order, overwrite) as writer:
+            for start in range(0, shape[0], step):
+                writer.put(start, array[start:start + step])
+        return cls(path)
+
+    @classmethod
+    def from_blocks(cls, path, shape, blocks: Iterable, *, order=None, dtype=np.float32,
+                    overwrite: bool = False) -> "FeatureStorage":
+        """Write blocks of rows that come one after the other, in storage order, and open the file for reading.
+
+        Parameters
+        ----------
+        path : path-like
+            Whole or absent, as in :meth:`from_array`.
+        shape : (int, int)
+            Rows and columns in all.
+        blocks : iterable of arrays, each shape (rows, dim)
+        order, dtype, overwrite
+            As in :meth:`from_array`; block rows follow ``order``.
+
+        Raises
+        ------
+        ValueError
+            If the blocks do not add up to ``shape``, or hold nan or infinity.
+        """
+        shape = tuple(check_int(size, "shape", 1) for size in shape)
+        _check_shape(shape, "shape")
+        with _writing(path, shape, dtype, order, overwrite) as writer:
+            start = 0
+            for block in blocks:
+                start += writer.append(start, block)
+            if start != shape[0]:
+                raise ValueError(f"blocks hold {start} rows in all, shape {shape} needs {shape[0]}")
+        return cls(path)
+
+    # What it is
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self._shape
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of rows."""
+        return self._shape[0]
+
+    @property
+    def dim(self) -> int:
+        """Length of a row."""
+        return self._shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows in the file."""
+        return self.n_nodes * self._row_bytes
+
+    @property
+    def order(self) -> np.ndarray | None:
+        """Node id stored at each place; None if rows lie in the order of the ids."""
+        return None if self._position is None else _invert(self._position).astype(np.int64)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._fd < 0
+
+    def __len__(self) -> int:
+        return self.n_nodes
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else self.mode
+        order = "" if self._position is None else ", ordered"
+        return (f"FeatureStorage({str(self.path)!r}, {self.n_nodes} x {self.dim} {self.file_dtype.name}{order}, "
+                f"{format_bytes(self.nbytes)}, {state})")
+
+    # Reading
+
+    def read_batch(self, ids, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of the given nodes, in the given order.
+
+        Parameters
+        ----------
+        ids : array of int, shape (k,), or boolean mask, shape (n_nodes,)
+            Any order, repeats allowed.
+        out : ndarray, shape (k, dim), optional
+            C-contiguous array of this storage's ``dtype`` to write to.
+
+        Returns
+        -------
+        ndarray, shape (k, dim)
+            ``out`` if it was given.
+
+        Raises
+        ------
+        IndexError
+            If an id is out of range.
+        StorageError
+            If the file cannot be read; its ``errno`` is that of the failed call.
+        """
+        ids = check_ids(ids, self.n_nodes, "ids")
+        return self._gather(ids if self._position is None else self._position[ids], self._target(out, len(ids)))
+
+    take = read_batch
+
+    def read_features(self, node: int) -> np.ndarray:
+        """The row of one node, shape (dim,)."""
+        return self.read_batch([check_int(node, "node")])[0]
+
+    def read_rows(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows ``start .. stop - 1`` in storage order, read sequentially."""
+        start = check_int(start, "start", 0, self.n_nodes)
+        stop = check_int(stop, "stop", start, self.n_nodes)
+        out = self._target(out, stop - start)
+        for low, high, target in self._pieces(start, stop, out):
+            read_range(self._descriptor(), self.path, self._offset + low * self._row_bytes, target, self.stats,
+                       self.io_threads)
+            if target is not out:
+                out[low - start:high - start] = target
+        return out
+
+    def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False) -> Iterator[np.ndarray]:
+        """Blocks of rows in storage order, each a new array.
+
+        Parameters
+        ----------
+        chunk_rows : int, optional
+            Rows in a block; about 8 MiB of them by default.
+        drop_cache : bool
+            Tell the system that the pages just read are not needed again, so that a pass over a large file
+            does not push everything else out of the page cache.
+        """
+        step = _chunk_rows(chunk_rows, self.dim, self.dtype)
+        return self._iter_rows(step, drop_cache)
+
+    def _iter_rows(self, step: int, drop_cache: bool) -> Iterator[np.ndarray]:
+        for start in range(0, self.n_nodes, step):
+            stop = min(start + step, self.n_nodes)
+            block = self.read_rows(start, stop)
+            if drop_cache and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(self._descriptor(), self._offset + start * self._row_bytes,
+                                 (stop - start) * self._row_bytes, os.POSIX_FADV_DONTNEED)
+            yield block
+
+    def __getitem__(self, key) -> np.ndarray:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(self.n_nodes)
+            if self._position is None and step == 1:
+                return self.read_rows(start, max(start, stop))
+            return self.read_batch(np.arange(start, stop, step))
+        if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+            if not -self.n_nodes <= key < self.n_nodes:
+                raise IndexError(f"index {key} is out of range for {self.n_nodes} rows")
+            return self.read_features(int(key) % self.n_nodes)
+        if isinstance(key, tuple):
+            raise TypeError("a FeatureStorage is indexed by rows only; select columns of the rows that come back")
+        ids = np.asarray(key)
+        if ids.dtype.kind == "i" and ids.size and ids.min() < 0:
+            ids = np.where(ids < 0, ids + self.n_nodes, ids)
+        return self.read_batch(ids)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("the rows are on disk: an array of them is always a copy")
+        need = self.n_nodes * self.dim * self.dtype.itemsize
+        if need > available():
+            raise MemoryLimitError(f"all rows of {self.path} need {format_bytes(need)}, {format_bytes(available())} are "
+                                   f"available; read them in parts with read_batch or iter_rows")
+        rows = self[:]
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def _target(self, out, n: int) -> np.ndarray:
+        shape = (n, self.dim)
+        if out is None:
+            return np.empty(shape, self.dtype)
+        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self.dtype:
+            raise ValueError(f"out must be an array of shape {shape} and dtype {self.dtype}, got "
+                             f"{getattr(out, 'shape', type(out).__name__)} {getattr(out, 'dtype', '')}")
+        if not out.flags.c_contiguous or not out.flags.writeable:
+            raise ValueError("out must be C-contiguous and writeable")
+        return out
+
+    def _pieces(self, start: int, stop: int, out: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Ranges to read, each with its array: all of ``out``, or bounded scratch where rows must be converted."""
+        if self.file_dtype == out.dtype:
+            yield start, stop, out
+            return
+        step = max(1, _WIDEN // self._row_bytes)
+        for low in range(start, stop, step):
+            high = min(low + step, stop)
+            yield low, high, np.empty((high - low, self.dim), self.file_dtype)
+
+    def _gather(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        rows, place = ascending(rows)
+        start = rows * self._row_bytes + self._offset
+        for low, high, target in self._pieces(0, len(rows), out):
+            own = place if target is out else np.arange(high - low)
+            gather(self._descriptor(), self.path, start[low:high], np.broadcast_to(np.int64(self._row_bytes), high - low),
+                   own * self._row_bytes, target, self.stats, self.io_threads)
+            if target is not out:
+                out[place[low:high]] = target
+        return out
+
+    # Writing
+
+    def write_features(self, ids, rows) -> None:
+        """Write rows of the given nodes in place.
+
+        Parameters
+        ----------
+        ids : array of int, shape (k,), boolean mask, or one int
+            Of repeats the last row stays.
+        rows : array-like, shape (k, dim), or (dim,) for one id
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong or a value is not finite in the file's dtype; nothing is written then.
+        StorageError
+            If the storage was opened read-only, or the write fails.
+        """
+        if self.mode != "r+":
+            raise StorageError(f"{self.path} is open read-only; open it with mode='r+' to write")
+        if isinstance(ids, (int, np.integer)):
+            ids, rows = [ids], np.asarray(rows)[None]
+        ids = check_ids(ids, self.n_nodes, "ids")
+        rows = _rows(rows, self.dim, self.file_dtype, "rows")
+        if len(rows) != len(ids):
+            raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
+        fd = self._descriptor(write=True)
+        self._dirty = True
+        _scatter(fd, self.path, self._offset, ids if self._position is None else self._position[ids], rows, self.stats)
+
+    def flush(self) -> None:
+        """Wait until everything written is on the disk (fsync)."""
+        if self._dirty:
+            fd = self._descriptor(write=True)
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                raise StorageError(error.errno, f"{os.strerror(error.errno or 0)} while syncing", str(self.path)) from error
+            self._dirty = False
+
+    # Its life
+
+    def _descriptor(self, write: bool = False) -> int:
+        if self._fd < 0:
+            raise ValueError(f"{self.path}: the storage is closed; open it again")
+        if self._pid != os.getpid():
+            # A forked child has the parent's descriptor, and with it the parent's lock: it reads through its own.
+            if write:
+                raise StorageError(f"{self.path} is open for writing in process {self._pid}, from which this one was "
+                                   f"forked; write there, or open it again here after closing it there")
+            inherited, before = self._fd, (self._shape, self.file_dtype)
+            self.mode, self._dirty = "r", False
+            self._attach()
+            os.close(inherited)
+            if (self._shape, self.file_dtype) != before:
+                raise StorageError(f"{self.path} was replaced by another file while open; open it again")
+        return self._fd
+
+    def close(self) -> None:
+        """Flush what was written and let go of the file. Closing twice does nothing."""
+        if self.closed:
+            return
+        try:
+            if self._pid == os.getpid():
+                self.flush()
+        finally:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> "FeatureStorage":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def __del__(self):
+        if getattr(self, "_fd", -1) >= 0:
+            if self._pid == os.getpid():
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __reduce__(self):
+        return _reopen, (os.path.abspath(self.path), self.mode, self.io_threads)
+
+
+def _reopen(path, mode, io_threads):
+    return FeatureStorage(path, mode, io_threads=io_threads)
+
+
+class _Writer:
+    """Rows on their way into a new file, checked and converted."""
+
+    def __init__(self, fd: int, path: Path, shape, dtype: np.dtype, position: np.ndarray | None):
+        self.fd, self.path, self.shape, self.dtype, self.position = fd, path, shape, dtype, position
+        self.stats = IOStatistics()
+
+    def append(self, start: int, block) -> int:
+        """Write rows in storage order; returns how many there were."""
+        rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
+        if start + len(rows) > self.shape[0]:
+            raise ValueError(f"blocks hold at least {start + len(rows)} rows, shape {self.shape} needs {self.shape[0]}")
+        write_all(self.fd, self.path, rows, PAGE + start * self.shape[1] * self.dtype.itemsize)
+        return len(rows)
+
+    def put(self, start: int, block) -> None:
+        """Write rows of the ids from ``start``."""
+        if self.position is None:
+            self.append(start, block)
+        else:
+            rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
+            _scatter(self.fd, self.path, PAGE, self.position[start:start + len(rows)], rows, self.stats)
+
+
+@contextmanager
+def _writing(path, shape: tuple[int, int], dtype, order, overwrite: bool) -> Iterator[_Writer]:
+    """A new file, reserved on disk, for rows to be written to; it and what lies beside it appear at the end."""
+    path = Path(path)
+    dtype = _file_dtype(dtype)
+    if shape[0] * shape[1] * dtype.itemsize >= 1 << 62:
+        raise ValueError(f"shape {shape} of {dtype} is more than a file can hold")
+    position = None if order is None else _invert(_check_order(order, shape[0], "order"))
+    if path.exists():
+        if not overwrite:
+            raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(path))
+        _refuse_if_written(path)
+    header = npy_header(shape, dtype)
+    with replacing(path) as temporary:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            reserve(fd, path, PAGE + shape[0] * shape[1] * dtype.itemsize)
+            write_all(fd, path, header, 0)
+            yield _Writer(fd, path, shape, dtype, position)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        # From here to the new sidecar an ordered file has an order and no sidecar, which `_read_sidecar` refuses:
+        # a crash in between can never pair rows with the wrong ids.
+        _sidecar(path).unlink(missing_ok=True)
+        fsync_directory(path.parent)
+        crc = None
+        if position is not None:
+            stored = _invert(position).astype("<i8")
+            crc = zlib.crc32(stored)
+            with replacing(_order_file(path)) as order_temporary, open(order_temporary, "wb") as file:
+                np.save(file, stored)
+    if position is None:
+        _order_file(path).unlink(missing_ok=True)
+    write_text(_sidecar(path), json.dumps({
+        "format": FORMAT, "version": VERSION, "shape": list(shape), "dtype": dtype.name, "finite": True,
+        "order": None if position is None else _order_file(path).name, "order_crc32": crc,
+        "header_crc32": zlib.crc32(header)}, indent=1) + "\n")
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _order_file(path: Path) -> Path:
+    return path.with_name(path.name + ".order.npy")
+
+
+def _read_sidecar(path: Path, shape, dtype: np.dtype, crc: int) -> dict | None:
+    """What the sidecar says, checked against the file; None for a plain ``.npy`` file."""
+    sidecar = _sidecar(path)
+    if not sidecar.exists():
+        if _order_file(path).exists():
+            raise StorageError(f"{path}: {_order_file(path).name} is there but {sidecar.name} is missing, so the order of the "
+                               f"rows is not known (an interrupted write?); create the file again")
+        return None
+    try:
+        meta = json.loads(sidecar.read_text(encoding="utf-8"))
+        name, version = meta["format"], meta["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{sidecar}: damaged or foreign ({error}); create the storage again, or remove the "
+                           f"file to read {path.name} as a plain array in the order of its rows") from None
+    if name != FORMAT:
+        raise StorageError(f"{sidecar}: its format is {name!r}, need {FORMAT!r}; it belongs to another program")
+    if version != VERSION:
+        raise StorageError(f"{sidecar}: format version {version!r}, this gnncy reads version {VERSION}; "
+                           f"update gnncy or create the storage again")
+    try:
+        same = (tuple(meta["shape"]) == shape and np.dtype(meta["dtype"]) == dtype and meta["header_crc32"] == crc)
+        meta["finite"], meta["order"], meta["order_crc32"]
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{sidecar}: damaged ({error!r}); create the storage again") from None
+    if not same:
+        raise StorageError(f"{path}: its header ({shape} of {dtype}, checksum {crc:#x}) is not the one that {sidecar.name} "
+                           f"describes; one of the two is damaged or was replaced, restore both from a copy")
+    return meta
+
+
+def _read_order(path: Path, n: int, meta: dict) -> np.ndarray:
+    """Place of each node's row, from the order file."""
+    file = _order_file(path)
+    try:
+        order = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise StorageError(f"{file}: the order of the rows is missing; restore it from a copy") from None
+    except (ValueError, EOFError) as error:
+        raise StorageError(f"{file}: damaged or foreign ({error}); restore it from a copy") from None
+    if meta["order"] != file.name or order.dtype != "<i8" or zlib.crc32(order) != meta["order_crc32"]:
+        raise StorageError(f"{file}: not the order that {_sidecar(path).name} describes; restore both from a copy")
+    return _invert(_check_order(order, n, str(file)))
+
+
+def _check_order(order, n: int, name: str) -> np.ndarray:
+    order = check_ids(order, n, name)
+    seen = np.zeros(n, bool)
+    seen[order] = True
+    if len(order) != n or not seen.all():
+        raise ValueError(f"{name} must hold each of 0..{n - 1} once, got {len(order)} ids with {int(seen.sum())} different")
+    return order
+
+
+def _invert(order: np.ndarray) -> np.ndarray:
+    """The inverse permutation, in the narrowest integers that hold it."""
+    n = len(order)
+    inverse = np.empty(n, np.int32 if n <= np.iinfo(np.int32).max else np.int64)
+    inverse[order] = np.arange(n, dtype=inverse.dtype)
+    return inverse
+
+
+def _scatter(fd: int, path: Path, offset: int, rows: np.ndarray, data: np.ndarray, stats: IOStatistics) -> None:
+    row_bytes = data.shape[1] * data.itemsize
+    rows, place = ascending(rows)
+    scatter(fd, path, rows * row_bytes + offset, np.broadcast_to(np.int64(row_bytes), len(rows)), place * row_bytes,
+            data, stats)
+
+
+def _rows(value, dim: int, dtype: np.dtype, name: str) -> np.ndarray:
+    """C-contiguous finite rows of the file's dtype."""
+    rows = np.asarray(value)
+    if rows.dtype.kind not in "fiub":
+        raise TypeError(f"{name} must be real numbers, got dtype {rows.dtype}")
+    if rows.ndim != 2 or rows.shape[1] != dim:
+        raise ValueError(f"{name} must have shape (n, {dim}), got {rows.shape}")
+    with np.errstate(over="ignore"):
+        rows = np.ascontiguousarray(rows, dtype=dtype)
+    if rows.size:
+        check_finite(rows, f"{name}, as {dtype.name},")
+    return rows
+
+
+def _check_shape(shape, name: str) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"{name} must be (n_nodes, dim) with at least one row and column, got shape {shape}")
+
+
+def _file_dtype(dtype) -> np.dtype:
+    dtype = np.dtype(dtype)
+    if dtype.kind != "f" or dtype.itemsize > 8:
+        raise ValueError(f"dtype must be float16, float32 or float64, got {dtype}")
+    return dtype.newbyteorder("<")
+
+
+def _chunk_rows(chunk_rows: int | None, dim: int, dtype) -> int:
+    if chunk_rows is None:
+        return max(1, _CHUNK // (dim * np.dtype(dtype).itemsize))
+    return check_int(chunk_rows, "chunk_rows", 1)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        raise StorageError(error.errno, "already open for writing, here or in another process; close it there "
+                                        "or open it with mode='r'", str(path)) from None
+
+
+def _refuse_if_written(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        _lock(fd, path)
+    finally:
+        os.close(fd)
