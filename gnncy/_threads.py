@@ -97,7 +97,9 @@ def run_pieces(work: Callable[[int, int], object], n: int, size: int, n_jobs: in
     drain()
     _state.threads = before
     for future in futures:
-        future.result()
+        # A helper that has not started has nothing left to do: the pool may be busy with another caller's work.
+        if not future.cancel():
+            future.result()
     if errors:
         raise errors[0]
 
@@ -117,6 +119,11 @@ def working_threads(n_jobs: int | None = None):
             yield threads
         finally:
             _state.threads = before
+
+
+def inherit_threads(threads: int) -> None:
+    """Let :func:`run_pieces` on the calling thread use ``threads`` threads, those of the thread that started it."""
+    _state.threads = threads
 
 
 def current_threads() -> int:

@@ -30,7 +30,7 @@ class AdaptiveHotset:
     dtype : float32 or float64
         Of the rows.
     ghosts : int, optional
-        Ids remembered without a row; as many as rows by default.
+        Ids remembered without a row; as many as rows by default, at least 1024.
 
     Notes
     -----
@@ -57,7 +57,7 @@ class AdaptiveHotset:
         if decay < 1e-6:
             raise ValueError(f"decay must be at least 1e-6, got {decay!r}")
         self.dtype = np.dtype(check_choice(np.dtype(dtype).name, "dtype", ("float32", "float64")))
-        self.ghosts = self.capacity if ghosts is None else check_int(ghosts, "ghosts", 0, np.iinfo(np.int32).max // 4)
+        self.ghosts = max(self.capacity, 1024) if ghosts is None else check_int(ghosts, "ghosts", 0, np.iinfo(np.int32).max // 4)
         self._lock = threading.Lock()
         self._rows = np.zeros((self.capacity, self.dim), self.dtype)
         self._table = hotset.Table(self.capacity, self.ghosts if self.capacity else 0)
