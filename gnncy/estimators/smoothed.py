@@ -13,7 +13,7 @@ from gnncy.graph import as_csr, degrees, normalize, spmm
 from gnncy.losses import drop_blocks
 from gnncy.nn import Tensor
 from gnncy.storage import FeatureStorage, HyperbatchIterator
-from gnncy.storage.passes import TILE, Diffusion, FeatureReducer, propagate, reduced_tiles, unit_rows
+from gnncy.storage.passes import TILE, Diffusion, FeatureReducer, fixed_signs, propagate, reduced_tiles, unit_rows
 
 log = logging.getLogger("gnncy")
 
@@ -105,7 +105,7 @@ class SmoothedEncoder:
                 self.reducer_.load_state_dict(dict(state), d)
             return
         log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-        self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION)
+        self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, folder)
         _save_arrays(file, self.reducer_.state_dict())
 
     def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
@@ -252,9 +252,7 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
     for start in range(0, len(ids), CHUNK):
         rows = store.read_batch(ids[start:start + CHUNK])
         moments += matmul(rows.T, rows)
-    vectors = np.linalg.eigh(moments)[1][:, ::-1][:, :k]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(0), np.arange(k)])
-    return vectors.astype(np.float32)
+    return fixed_signs(np.linalg.eigh(moments)[1][:, ::-1][:, :k]).astype(np.float32)
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:

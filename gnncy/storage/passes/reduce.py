@@ -2,6 +2,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.linalg import qr
 from scipy.sparse import csr_array, issparse
 
 from gnncy._check import check_choice, check_int
@@ -15,6 +16,7 @@ from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
 CHUNK = 4096  # rows of a streaming pass: fixed, so that sums over chunks do not depend on the memory limit
 OVERSAMPLING = 16
+PANEL = 64  # columns of the basis that are summed at once
 BAG_OF_WORDS_DENSITY = 0.25
 
 
@@ -52,7 +54,7 @@ class FeatureReducer:
     Other features are used as they are.
 
     With ``diffusion`` given to :meth:`fit`, the basis is that of the *diffused* features :math:`S X`, which is what an
-    encoder of smoothed features needs; :math:`S X` itself is never formed: :math:`S` is applied to 16 columns at a time.
+    encoder of smoothed features needs; :math:`S X` is never formed: :math:`S` is applied to 16 columns at a time.
 
     References
     ----------
@@ -76,9 +78,11 @@ class FeatureReducer:
         self.n_iter = check_int(n_iter, "n_iter", 0)
         self.seed = seed
 
-    def fit(self, features, matrix: csr_array | None = None, diffusion: Diffusion | None = None) -> "FeatureReducer":
+    def fit(self, features, matrix: csr_array | None = None, diffusion: Diffusion | None = None,
+            folder=None) -> "FeatureReducer":
         """Learn the map from all rows of ``features`` (sparse, array or store, ``n x d``).
 
+        With a ``diffusion`` over ``matrix``, a scratch file of ``4 n (width + 16)`` bytes lies in ``folder``.
         ``matrix`` must be symmetric: the diffusion is applied as its own transpose.
         """
         n, d = features.shape
@@ -91,16 +95,15 @@ class FeatureReducer:
         k = min(self.width + OVERSAMPLING, d, n)
         basis = stream(self.seed, "svd").standard_normal((d, k), dtype=np.float32)
         for _ in range(self.n_iter):
-            basis = np.linalg.qr(self._normal_operator(features, basis, matrix, diffusion))[0]
-        basis = np.linalg.qr(basis)[0] if self.n_iter == 0 else basis
-        image = self._normal_operator(features, basis, matrix, diffusion)
+            basis = _orthonormal(self._normal_operator(features, basis, matrix, diffusion, folder))
+        if self.n_iter == 0:
+            basis = _orthonormal(np.asfortranarray(basis))
+        image = self._normal_operator(features, basis, matrix, diffusion, folder)
         gram = matmul(basis.T, image).astype(np.float64)
-        values, vectors = np.linalg.eigh((gram + gram.T) / 2)
-        leading = vectors[:, ::-1][:, :self.width]
-        # An eigenvector's sign is arbitrary: make its largest entry positive.
-        leading = leading * np.sign(leading[np.abs(leading).argmax(0), np.arange(leading.shape[1])])
         del image
-        self.basis_ = matmul(np.ascontiguousarray(basis), np.ascontiguousarray(leading.astype(np.float32)))
+        values, vectors = np.linalg.eigh((gram + gram.T) / 2)
+        leading = fixed_signs(vectors[:, ::-1][:, :self.width]).astype(np.float32)
+        self.basis_ = matmul(basis, leading)
         self.singular_values_ = np.sqrt(np.maximum(values[::-1][:self.width], 0))
         return self
 
@@ -112,7 +115,8 @@ class FeatureReducer:
         """Bytes that :meth:`fit` holds for an ``n x d`` matrix, beside a chunk of its rows."""
         if self.method == "hash":
             return 8 * d
-        return 4 * (max(2 * d * (self.width + OVERSAMPLING) + 3 * n * TILE, 3 * d * (self.width + OVERSAMPLING)))
+        k = self.width + OVERSAMPLING
+        return 4 * (d * k + CHUNK * k + max(d * (k + PANEL) + CHUNK * PANEL, 3 * n * TILE))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Arrays that rebuild the fitted map."""
@@ -127,25 +131,50 @@ class FeatureReducer:
         self.basis_ = state["basis"] if self.method == "svd" else _signed_hash(d, self.width, self.seed)
         return self
 
-    def _normal_operator(self, features, basis, matrix, diffusion) -> np.ndarray:
-        """``(S X)^T (S X) basis``, 16 columns at a time."""
+    def _normal_operator(self, features, basis, matrix, diffusion, folder) -> np.ndarray:
+        """``(S X)^T (S X) basis``, in Fortran order."""
         n, (d, k) = features.shape[0], basis.shape
-        result = np.zeros((d, k), np.float32)
-        x, out, scratch = (aligned_empty((n, TILE)) for _ in range(3))
-        for first in range(0, k, TILE):
-            columns = np.zeros((d, TILE), np.float32)
-            width = min(TILE, k - first)
-            columns[:, :width] = basis[:, first:first + width]
+        result = np.zeros((d, k), np.float32, order="F")
+
+        def images():
+            dense = np.ascontiguousarray(basis)
             for start, rows in iter_nodes(features):
-                x[start:start + rows.shape[0]] = _product(_weighted(rows, self.column_weight_), columns)
-            if diffusion is not None:
-                diffusion(matrix, diffusion(matrix, x, out, scratch), x, scratch)
-            image = np.zeros((d, TILE), np.float32)
-            for start, rows in iter_nodes(features):
-                part = _weighted(rows, self.column_weight_)
-                image += _product(part.T.tocsr() if issparse(part) else part.T, x[start:start + rows.shape[0]])
-            result[:, first:first + width] = image[:, :width]
+                yield start, _product(_weighted(rows, self.column_weight_), dense)
+
+        def accumulate(parts):
+            for (_, rows), (_, part) in zip(iter_nodes(features), parts, strict=True):
+                back = _transposed(_weighted(rows, self.column_weight_))
+                for first in range(0, k, PANEL):
+                    panel = slice(first, first + PANEL)
+                    result[:, panel] += _product(back, np.ascontiguousarray(part[:, panel]))
+
+        if diffusion is None:
+            accumulate(images())
+            return result
+        with ColumnTiles(folder, n, k) as image:
+            for start, part in images():
+                image.write_rows(start, part)
+            x, out, scratch = (aligned_empty((n, TILE)) for _ in range(3))
+            for tile in range(image.n_tiles):
+                once = diffusion(matrix, image.read_tile(tile, x), out, scratch)
+                image.write_tile(tile, diffusion(matrix, once, x, scratch))
+            del x, out, scratch, once
+            accumulate(image.iter_rows(CHUNK))
         return result
+
+
+def fixed_signs(vectors: np.ndarray) -> np.ndarray:
+    """Eigenvectors (columns) with their largest entry made positive: the sign that LAPACK gives is arbitrary."""
+    return vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+
+
+def _orthonormal(columns: np.ndarray) -> np.ndarray:
+    """An orthonormal basis of the columns; in place for a Fortran-ordered array."""
+    return qr(columns, mode="economic", overwrite_a=True, check_finite=False)[0]
+
+
+def _transposed(rows):
+    return rows.T.tocsr() if issparse(rows) else rows.T
 
 
 def reduced_tiles(features, reducer: FeatureReducer | None, folder, *, normalize_rows: bool = True) -> ColumnTiles:
