@@ -4,6 +4,7 @@ import numpy as np
 from gnncy._threads import run_pieces
 
 _PIECE = 256
+_TALL = 8192
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -19,4 +20,23 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
         np.matmul(a[start:stop], b, out=out[start:stop])
 
     run_pieces(piece, a.shape[0], _PIECE)
+    return out
+
+
+def matmul_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``a.T @ b`` for two tall matrices: fixed pieces of rows, their products added in ascending order."""
+    n = a.shape[0]
+    if n <= _TALL:
+        return matmul(a.T, b)
+    out = np.zeros((a.shape[1], b.shape[1]), np.result_type(a, b))
+    parts = np.empty((8, *out.shape), out.dtype)  # bounds the memory, not the threads' freedom
+    for first in range(0, n, 8 * _TALL):
+        last = min(first + 8 * _TALL, n)
+
+        def piece(start, stop, first=first):
+            np.matmul(a[first + start:first + stop].T, b[first + start:first + stop], out=parts[start // _TALL])
+
+        run_pieces(piece, last - first, _TALL)
+        for part in parts[:-(-(last - first) // _TALL)]:
+            out += part
     return out

@@ -1,1 +1,4 @@
-"""losses"""
+"""Losses on plain arrays (loss and analytic gradients) and on the tape."""
+from gnncy.losses.infonce import InfoNCEGradients, InfoNCELoss, info_nce
+
+__all__ = ["InfoNCEGradients", "InfoNCELoss", "info_nce"]
