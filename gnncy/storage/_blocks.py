@@ -107,7 +107,7 @@ def read_npy_header(file, path: Path) -> tuple[tuple[int, ...], np.dtype, int, i
     try:
         shape, fortran, dtype = readers[version](file)
     except (ValueError, SyntaxError, TypeError) as error:
-        raise StorageError(f"{path}: damaged or truncated .npy header ({error}); restore the file from a copy") from None
+        raise StorageError(f"{path}: damaged or truncated .npy header ({error}); restore it from a copy") from None
     offset = file.tell()
     if fortran and len(shape) > 1:
         raise StorageError(f"{path}: the array is in Fortran (column) order, rows are needed together; copy it with "
@@ -174,7 +174,7 @@ def read_range(fd: int, path: Path, offset: int, out: np.ndarray, stats: IOStati
 
 def scatter(fd: int, path: Path, start: np.ndarray, length: np.ndarray, place: np.ndarray, data: np.ndarray,
             stats: IOStatistics) -> None:
-    """Write the bytes of ``data`` at ``place[k]`` to the file at ``start[k]`` (ascending); of repeats the last stays."""
+    """Write the bytes of ``data`` at ``place[k]`` to the file at ``start[k]``, ascending; of repeats the last stays."""
     if len(start) == 0:
         return
     begun = time.perf_counter()

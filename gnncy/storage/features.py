@@ -32,6 +32,7 @@ from gnncy.storage._blocks import (
 FORMAT = "gnncy-features"
 VERSION = 1
 _CHUNK = 8 * 1024 * 1024  # bytes of rows that streaming calls hold by default
+_SLICE = 1 << 17  # rows whose reads are planned at once
 _WIDEN = 2 * 1024 * 1024  # bytes of narrow rows that are read before they are widened
 
 
@@ -107,15 +108,15 @@ class FeatureStorage:
             with open(fd, "rb", closefd=False) as file:
                 shape, file_dtype, offset, crc = read_npy_header(file, self.path)
             if file_dtype.kind != "f" or file_dtype.itemsize > 8:
-                raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; convert "
-                                   f"with FeatureStorage.from_array(np.load({str(self.path)!r}, mmap_mode='r'), new_path)")
+                raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; copy "
+                                   f"it with FeatureStorage.from_array(np.load(path, mmap_mode='r'), new_path)")
             if len(shape) != 2 or 0 in shape:
                 raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
                                    f"and column; reshape it and save it again")
             meta = _read_sidecar(self.path, shape, file_dtype, crc)
             if meta is None and self.mode == "r+":
-                raise StorageError(f"{self.path}: a plain .npy file without its sidecar {_sidecar(self.path).name} opens "
-                                   f"read-only; use mode='r', or copy it with FeatureStorage.from_array")
+                raise StorageError(f"{self.path}: a plain .npy file without its sidecar {_sidecar(self.path).name} "
+                                   f"opens read-only; use mode='r', or copy it with FeatureStorage.from_array")
             position = None if meta is None or meta["order"] is None else _read_order(self.path, shape[0], meta)
         except BaseException:
             os.close(fd)
@@ -193,8 +194,8 @@ class FeatureStorage:
                             "SparseFeatureStorage.from_csr(features, path)")
         if not hasattr(array, "shape"):
             array = np.asarray(array)
-        shape = tuple(int(size) for size in array.shape)
-        _check_shape(shape, "array")
+        _check_shape(array.shape, "array")
+        shape = int(array.shape[0]), int(array.shape[1])
         if dtype is None:
             given = np.dtype(getattr(array, "file_dtype", array.dtype))
             dtype = given.newbyteorder("=") if given.kind == "f" and given.itemsize <= 8 else np.float32
@@ -224,8 +225,8 @@ class FeatureStorage:
         ValueError
             If the blocks do not add up to ``shape``, or hold nan or infinity.
         """
-        shape = tuple(check_int(size, "shape", 1) for size in shape)
         _check_shape(shape, "shape")
+        shape = check_int(shape[0], "shape", 1), check_int(shape[1], "shape", 1)
         with _writing(path, shape, dtype, order, overwrite) as writer:
             start = 0
             for block in blocks:
@@ -313,11 +314,15 @@ class FeatureStorage:
         start = check_int(start, "start", 0, self.n_nodes)
         stop = check_int(stop, "stop", start, self.n_nodes)
         out = self._target(out, stop - start)
-        for low, high, target in self._pieces(start, stop, out):
+        narrow = self.file_dtype != out.dtype
+        step = max(1, (_WIDEN if narrow else _CHUNK) // self._row_bytes)
+        for low in range(start, stop, step):
+            rows = out[low - start:low - start + step]
+            target = np.empty(rows.shape, self.file_dtype) if narrow else rows
             read_range(self._descriptor(), self.path, self._offset + low * self._row_bytes, target, self.stats,
                        self.io_threads)
-            if target is not out:
-                out[low - start:high - start] = target
+            if narrow:
+                rows[...] = target
         return out
 
     def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False) -> Iterator[np.ndarray]:
@@ -365,8 +370,8 @@ class FeatureStorage:
             raise ValueError("the rows are on disk: an array of them is always a copy")
         need = self.n_nodes * self.dim * self.dtype.itemsize
         if need > available():
-            raise MemoryLimitError(f"all rows of {self.path} need {format_bytes(need)}, {format_bytes(available())} are "
-                                   f"available; read them in parts with read_batch or iter_rows")
+            raise MemoryLimitError(f"all rows of {self.path} need {format_bytes(need)}, {format_bytes(available())} "
+                                   f"are available; read them in parts with read_batch or iter_rows")
         rows = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
@@ -381,25 +386,19 @@ class FeatureStorage:
             raise ValueError("out must be C-contiguous and writeable")
         return out
 
-    def _pieces(self, start: int, stop: int, out: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-        """Ranges to read, each with its array: all of ``out``, or bounded scratch where rows must be converted."""
-        if self.file_dtype == out.dtype:
-            yield start, stop, out
-            return
-        step = max(1, _WIDEN // self._row_bytes)
-        for low in range(start, stop, step):
-            high = min(low + step, stop)
-            yield low, high, np.empty((high - low, self.dim), self.file_dtype)
-
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+        size = self._row_bytes
         rows, place = ascending(rows)
-        start = rows * self._row_bytes + self._offset
-        for low, high, target in self._pieces(0, len(rows), out):
-            own = place if target is out else np.arange(high - low)
-            gather(self._descriptor(), self.path, start[low:high], np.broadcast_to(np.int64(self._row_bytes), high - low),
-                   own * self._row_bytes, target, self.stats, self.io_threads)
-            if target is not out:
-                out[place[low:high]] = target
+        narrow = self.file_dtype != out.dtype
+        step = max(1, _WIDEN // size) if narrow else _SLICE
+        for low in range(0, len(rows), step):
+            some, own = rows[low:low + step], place[low:low + step]
+            target = np.empty((len(some), self.dim), self.file_dtype) if narrow else out
+            gather(self._descriptor(), self.path, some * size + self._offset,
+                   np.broadcast_to(np.int64(size), len(some)), (np.arange(len(some)) if narrow else own) * size, target,
+                   self.stats, self.io_threads)
+            if narrow:
+                out[own] = target
         return out
 
     # Writing
@@ -439,7 +438,8 @@ class FeatureStorage:
             try:
                 os.fsync(fd)
             except OSError as error:
-                raise StorageError(error.errno, f"{os.strerror(error.errno or 0)} while syncing", str(self.path)) from error
+                text = f"{os.strerror(error.errno or 0)} while syncing"
+                raise StorageError(error.errno, text, str(self.path)) from error
             self._dirty = False
 
     # Its life
@@ -544,7 +544,7 @@ def _writing(path, shape: tuple[int, int], dtype, order, overwrite: bool) -> Ite
         crc = None
         if position is not None:
             stored = _invert(position).astype("<i8")
-            crc = zlib.crc32(stored)
+            crc = zlib.crc32(stored.data)
             with replacing(_order_file(path)) as order_temporary, open(order_temporary, "wb") as file:
                 np.save(file, stored)
     if position is None:
@@ -568,8 +568,8 @@ def _read_sidecar(path: Path, shape, dtype: np.dtype, crc: int) -> dict | None:
     sidecar = _sidecar(path)
     if not sidecar.exists():
         if _order_file(path).exists():
-            raise StorageError(f"{path}: {_order_file(path).name} is there but {sidecar.name} is missing, so the order of the "
-                               f"rows is not known (an interrupted write?); create the file again")
+            raise StorageError(f"{path}: {_order_file(path).name} is there but {sidecar.name} is missing, so the order "
+                               f"of the rows is not known (an interrupted write?); create the file again")
         return None
     try:
         meta = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -588,8 +588,9 @@ def _read_sidecar(path: Path, shape, dtype: np.dtype, crc: int) -> dict | None:
     except (KeyError, TypeError) as error:
         raise StorageError(f"{sidecar}: damaged ({error!r}); create the storage again") from None
     if not same:
-        raise StorageError(f"{path}: its header ({shape} of {dtype}, checksum {crc:#x}) is not the one that {sidecar.name} "
-                           f"describes; one of the two is damaged or was replaced, restore both from a copy")
+        raise StorageError(f"{path}: its header ({shape} of {dtype}, checksum {crc:#x}) is not the one that "
+                           f"{sidecar.name} describes; one of the two is damaged or was replaced, restore both from a "
+                           f"copy")
     return meta
 
 
@@ -602,7 +603,7 @@ def _read_order(path: Path, n: int, meta: dict) -> np.ndarray:
         raise StorageError(f"{file}: the order of the rows is missing; restore it from a copy") from None
     except (ValueError, EOFError) as error:
         raise StorageError(f"{file}: damaged or foreign ({error}); restore it from a copy") from None
-    if meta["order"] != file.name or order.dtype != "<i8" or zlib.crc32(order) != meta["order_crc32"]:
+    if meta["order"] != file.name or order.dtype != "<i8" or zlib.crc32(order.data) != meta["order_crc32"]:
         raise StorageError(f"{file}: not the order that {_sidecar(path).name} describes; restore both from a copy")
     return _invert(_check_order(order, n, str(file)))
 
@@ -612,7 +613,7 @@ def _check_order(order, n: int, name: str) -> np.ndarray:
     seen = np.zeros(n, bool)
     seen[order] = True
     if len(order) != n or not seen.all():
-        raise ValueError(f"{name} must hold each of 0..{n - 1} once, got {len(order)} ids with {int(seen.sum())} different")
+        raise ValueError(f"{name} must hold each of 0..{n - 1} once, got {len(order)} ids, {int(seen.sum())} different")
     return order
 
 

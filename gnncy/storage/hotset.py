@@ -7,6 +7,7 @@ from gnncy._check import check_choice, check_float, check_ids, check_int
 from gnncy._kernels import hotset
 
 _LARGEST = 1e100  # unit of count above which all counts are divided by it
+_MOST = np.iinfo(np.int32).max // 4
 _ANY = np.iinfo(np.int64).max
 _VERSION = 1
 
@@ -51,13 +52,13 @@ class AdaptiveHotset:
     """
 
     def __init__(self, capacity: int, dim: int, *, decay: float = 0.95, dtype=np.float32, ghosts: int | None = None):
-        self.capacity = check_int(capacity, "capacity", 0, np.iinfo(np.int32).max // 4)
+        self.capacity = check_int(capacity, "capacity", 0, _MOST)
         self.dim = check_int(dim, "dim", 1)
         self.decay = check_float(decay, "decay", high=1.0, above=0.0)
         if decay < 1e-6:
             raise ValueError(f"decay must be at least 1e-6, got {decay!r}")
         self.dtype = np.dtype(check_choice(np.dtype(dtype).name, "dtype", ("float32", "float64")))
-        self.ghosts = max(self.capacity, 1024) if ghosts is None else check_int(ghosts, "ghosts", 0, np.iinfo(np.int32).max // 4)
+        self.ghosts = check_int(max(self.capacity, 1024) if ghosts is None else ghosts, "ghosts", 0, _MOST)
         self._lock = threading.Lock()
         self._rows = np.zeros((self.capacity, self.dim), self.dtype)
         self._table = hotset.Table(self.capacity, self.ghosts if self.capacity else 0)
@@ -113,8 +114,9 @@ class AdaptiveHotset:
         ids = check_ids(ids, _ANY, "ids")
         if not isinstance(out, np.ndarray) or out.shape != (len(ids), self.dim) or out.dtype != self.dtype \
                 or not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError(f"out must be a writeable C-contiguous array of shape {(len(ids), self.dim)} and dtype "
-                             f"{self.dtype}, got {getattr(out, 'shape', type(out).__name__)} {getattr(out, 'dtype', '')}")
+            raise ValueError(f"out must be a writeable C-contiguous {self.dtype} array of shape "
+                             f"{(len(ids), self.dim)}, got {getattr(out, 'shape', type(out).__name__)} "
+                             f"{getattr(out, 'dtype', '')}")
         mask = np.zeros(len(ids), bool)
         with self._lock:
             if self.capacity:
@@ -172,7 +174,8 @@ class AdaptiveHotset:
         with self._lock:
             table = self._table
             return {int(heap.ids[slot]): float(heap.counts[slot] / table.unit)
-                    for heap, slots in zip((table.cached, table.ghosts), table.occupied(), strict=True) for slot in slots}
+                    for heap, slots in zip((table.cached, table.ghosts), table.occupied(), strict=True)
+                    for slot in slots}
 
     def state_dict(self) -> dict:
         """Everything that the cache holds, as arrays and numbers."""
@@ -197,7 +200,8 @@ class AdaptiveHotset:
         rows = np.asarray(state["rows"], self.dtype)
         everything = np.concatenate([ids, ghost_ids])
         if len(ids) > self.capacity or len(ghost_ids) > self.ghosts or len(np.unique(everything)) < len(everything) \
-                or counts.shape != ids.shape or ghost_counts.shape != ghost_ids.shape or rows.shape != (len(ids), self.dim):
+                or counts.shape != ids.shape or ghost_counts.shape != ghost_ids.shape \
+                or rows.shape != (len(ids), self.dim):
             raise ValueError("state is damaged: its ids, counts and rows do not agree")
         table = hotset.Table(self.capacity, self.ghosts if self.capacity else 0)
         table.unit = check_float(state["unit"], "unit", above=0.0)

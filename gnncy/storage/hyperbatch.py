@@ -65,10 +65,9 @@ class HyperbatchConfig:
     def iterate(self, storage, batches: Iterable, hotset: AdaptiveHotset | None = None) -> "HyperbatchIterator":
         """A :class:`HyperbatchIterator` with these settings."""
         storage = as_storage(storage)
-        depth = min(self.prefetch_factor, self.num_buffers)
         return HyperbatchIterator(storage, batches, buffer_bytes=self.buffer_bytes, num_buffers=self.num_buffers,
-                                  prefetch=depth > 1, hotset=self.hotset(storage) if hotset is None else hotset,
-                                  prefetch_factor=depth)
+                                  prefetch_factor=self.prefetch_factor,
+                                  hotset=self.hotset(storage) if hotset is None else hotset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,8 @@ class HyperbatchIterator:
         For each minibatch an array of node ids, or an object with such an array as ``nodes``. It is drawn from in the
         reading thread. Each ``iter()`` of this object makes one pass over it.
     buffer_bytes : int or str
-        Memory for all buffers with their index; the yielded copies come on top.
+        Memory for all buffers with their index. What comes on top: the yielded copies, the minibatches of the
+        hyperbatches in memory, 1 MiB for each reading thread.
     prefetch : bool
         Read ahead in a thread; False reads when a minibatch is asked for.
     hotset : AdaptiveHotset, optional
@@ -156,6 +156,8 @@ class HyperbatchIterator:
         Buffers that the memory is divided into.
     prefetch_factor : int, optional
         Buffers that are used; all by default.
+    max_batches : int, optional
+        Minibatches in a hyperbatch, at most; bounds the memory of the minibatches themselves.
 
     Attributes
     ----------
@@ -187,7 +189,8 @@ class HyperbatchIterator:
     """
 
     def __init__(self, storage, batches: Iterable, *, buffer_bytes: int | str, prefetch: bool = True,
-                 hotset: AdaptiveHotset | None = None, num_buffers: int = 2, prefetch_factor: int | None = None):
+                 hotset: AdaptiveHotset | None = None, num_buffers: int = 2, prefetch_factor: int | None = None,
+                 max_batches: int | None = None):
         self.storage = as_storage(storage)
         if not hasattr(self.storage, "read_batch") or hasattr(self.storage, "nnz"):
             raise TypeError(f"storage must hold dense rows, got {type(self.storage).__name__}; "
@@ -199,7 +202,9 @@ class HyperbatchIterator:
         self.batches, self.hotset = batches, hotset
         self.buffer_bytes = parse_bytes(buffer_bytes, "buffer_bytes")
         self.num_buffers = check_int(num_buffers, "num_buffers", 1)
-        depth = num_buffers if prefetch_factor is None else check_int(prefetch_factor, "prefetch_factor", 1, num_buffers)
+        depth = num_buffers if prefetch_factor is None else check_int(prefetch_factor, "prefetch_factor", 1)
+        depth = min(depth, num_buffers)
+        self.max_batches = None if max_batches is None else check_int(max_batches, "max_batches", 1)
         self.prefetch = bool(prefetch) and depth > 1
         self.statistics = HyperbatchStatistics()
         row = _row_bytes(dim, dtype)
@@ -213,7 +218,7 @@ class HyperbatchIterator:
             self.hotset.start_epoch()
         self.statistics = statistics = HyperbatchStatistics()
         self._pass = current = _Pass(self.storage, self.batches, self.hotset, self._arenas, self.num_buffers,
-                                     self.prefetch, statistics)
+                                     self.max_batches, self.prefetch, statistics)
         return current.results()
 
     def close(self) -> None:
@@ -244,8 +249,8 @@ def _table_size(rows: int) -> int:
 
 
 def _row_bytes(dim: int, dtype: np.dtype) -> int:
-    """Bytes that one row of an arena may take: itself, its id, and at most four places of the table."""
-    return dim * dtype.itemsize + 8 + 4 * 12
+    """Bytes that a row of an arena may take: itself, its id, four places of the table, its part in sorting a read."""
+    return dim * dtype.itemsize + 8 + 4 * 12 + 24
 
 
 @dataclass
@@ -257,9 +262,10 @@ class _Hyperbatch:
 class _Pass:
     """One pass over the minibatches. The thread runs :meth:`_read_all` and shares nothing else with the consumer."""
 
-    def __init__(self, storage, batches, hotset, arenas, num_buffers, prefetch, statistics):
+    def __init__(self, storage, batches, hotset, arenas, num_buffers, max_batches, prefetch, statistics):
         self.storage, self.hotset, self.statistics, self.num_buffers = storage, hotset, statistics, num_buffers
         self.source = iter(batches)
+        self.max_batches = max_batches
         self.waiting: tuple[np.ndarray, Any] | None = None  # drawn, but too large for the hyperbatch before it
         self.drawn = 0
         self.stopped = False
@@ -272,33 +278,39 @@ class _Pass:
                 self.free.put(arena)
             self.thread = threading.Thread(target=self._read_all, args=(current_threads(),), name="gnncy-prefetch",
                                            daemon=True)
-            self.thread.start()
 
     def results(self) -> Iterator[HyperbatchResult]:
         try:
+            if self.thread is not None and not self.stopped:
+                self.thread.start()
             index = 0
             while True:
+                self._check_open()
                 begun = time.perf_counter()
                 group = self._next()
                 self.statistics.wait_seconds += time.perf_counter() - begun
                 if group is None:
                     return
                 for ids, places, batch in group.batches:
-                    features = group.arena.rows[places]
+                    features = np.empty((len(ids), group.arena.rows.shape[1]), group.arena.rows.dtype)
+                    np.take(group.arena.rows, places, axis=0, out=features, mode="clip")
                     self.statistics.minibatches += 1
                     self.statistics.rows_used += len(ids)
                     yield HyperbatchResult(ids, features, index, batch)
-                    if self.stopped:
-                        return
+                    self._check_open()
                     index += 1
                 if self.thread is not None:
                     self.free.put(group.arena)
         finally:
             self.close()
 
+    def _check_open(self) -> None:
+        if self.stopped:
+            raise ValueError("this pass over the minibatches was closed, or ended by a newer one")
+
     def close(self) -> None:
         self.stopped = True
-        if self.thread is not None and self.thread is not threading.current_thread():
+        if self.thread is not None and self.thread.ident is not None:
             self.free.put(None)
             self.thread.join()
 
@@ -326,7 +338,8 @@ class _Pass:
             item, self.waiting = self.waiting, None
             return item
         for batch in self.source:
-            ids = check_ids(getattr(batch, "nodes", batch), self.storage.shape[0], f"node ids of minibatch {self.drawn}")
+            ids = check_ids(getattr(batch, "nodes", batch), self.storage.shape[0],
+                            f"node ids of minibatch {self.drawn}")
             self.drawn += 1
             return ids, batch
         return None
@@ -337,7 +350,7 @@ class _Pass:
         arena.keys.fill(-1)
         count = 0
         batches: list[tuple[np.ndarray, np.ndarray, Any]] = []
-        while not self.stopped and (item := self._draw()) is not None:
+        while len(batches) != self.max_batches and not self.stopped and (item := self._draw()) is not None:
             ids, batch = item
             places = np.empty(len(ids), np.int32)
             total = kernels.number(ids, count, arena.keys, arena.values, arena.unique, places)
@@ -362,12 +375,15 @@ class _Pass:
         unique, moved, misses = arena.unique[:count], None, count
         if self.hotset is not None:
             # Rows to be read come first, so that the storage writes straight into the arena.
-            order = np.argsort(self.hotset.contains(unique), kind="stable")
+            cached = self.hotset.contains(unique)
+            order = np.argsort(cached, kind="stable")
             unique = unique[order]
             moved = np.empty(count, np.int32)
             moved[order] = np.arange(count, dtype=np.int32)
             hit = self.hotset.lookup(unique, arena.rows[:count])
-            misses = count - int(hit.sum())
+            misses = count - int(cached.sum())
+            if not hit[misses:].all():  # somebody else uses the hotset and changed it in between
+                misses = count
             self.statistics.lookups += count
             self.statistics.hits += count - misses
         before = self._io()
@@ -386,8 +402,8 @@ class _Pass:
     def _too_small(self, rows: int) -> MemoryLimitError:
         need = rows * _row_bytes(self.storage.shape[1], np.dtype(self.storage.dtype)) * self.num_buffers
         return MemoryLimitError(f"minibatch {self.drawn - 1} has {rows} distinct rows, a buffer holds "
-                                f"{len(self.arenas[0].unique)}: buffer_bytes must be at least {need} ({format_bytes(need)}) for "
-                                f"{self.num_buffers} buffers; or make minibatches smaller")
+                                f"{len(self.arenas[0].unique)}: buffer_bytes must be at least {need} "
+                                f"({format_bytes(need)}) for {self.num_buffers} buffers; or make minibatches smaller")
 
 
 def _sum(a: IOStatistics, b: IOStatistics) -> IOStatistics:

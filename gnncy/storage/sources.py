@@ -23,7 +23,8 @@ class ArrayStorage:
 
     def __init__(self, array: np.ndarray):
         if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(f"features must have shape (n_nodes, dim) with at least one row and column, got {array.shape}")
+            raise ValueError(f"features must have shape (n_nodes, dim) with at least one row and column, got shape "
+                             f"{array.shape}")
         if array.dtype.kind not in "fiub":
             raise TypeError(f"features must be real numbers, got dtype {array.dtype}")
         self.array = array

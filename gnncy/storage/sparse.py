@@ -15,7 +15,16 @@ from gnncy._check import check_finite, check_ids, check_int
 from gnncy._files import fsync_directory
 from gnncy._memory import format_bytes
 from gnncy.errors import StorageError
-from gnncy.storage._blocks import PAGE, IOStatistics, ascending, gather, npy_header, read_npy_header, read_range, write_all
+from gnncy.storage._blocks import (
+    PAGE,
+    IOStatistics,
+    ascending,
+    gather,
+    npy_header,
+    read_npy_header,
+    read_range,
+    write_all,
+)
 
 FORMAT = "gnncy-sparse-features"
 VERSION = 1
@@ -76,8 +85,8 @@ class SparseFeatureStorage:
                                   ("data", nnz, ("float32", "float64"))):
             shape, dtype, _ = arrays[name]
             if shape != (size,) or dtype.name not in kinds or dtype.byteorder == ">":
-                raise StorageError(f"{self.path / name}.npy: an array of shape {shape} and dtype {dtype}, {_META} describes "
-                                   f"({size},) of {' or '.join(kinds)}; restore the directory from a copy")
+                raise StorageError(f"{self.path / name}.npy: an array of shape {shape} and dtype {dtype}, {_META} "
+                                   f"needs ({size},) of {' or '.join(kinds)}; restore the directory from a copy")
         self._indptr = np.load(self.path / "indptr.npy")
         if self._indptr[0] != 0 or self._indptr[-1] != nnz or (np.diff(self._indptr) < 0).any():
             raise StorageError(f"{self.path / 'indptr.npy'}: row pointers do not ascend from 0 to {nnz}, the file is "
@@ -181,8 +190,8 @@ class SparseFeatureStorage:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        return (f"SparseFeatureStorage({str(self.path)!r}, {self.shape[0]} x {self.shape[1]} {self.dtype.name}, {self.nnz} "
-                f"stored, {format_bytes(self.nbytes)}{', closed' if self.closed else ''})")
+        return (f"SparseFeatureStorage({str(self.path)!r}, {self.shape[0]} x {self.shape[1]} {self.dtype.name}, "
+                f"{self.nnz} stored, {format_bytes(self.nbytes)}{', closed' if self.closed else ''})")
 
     def read_batch(self, ids) -> sp.csr_array:
         """Rows of the given nodes, in the given order.
@@ -234,8 +243,8 @@ class SparseFeatureStorage:
             arrays.append(out)
         indices, data = arrays
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.shape[1]):
-            raise StorageError(f"{self.path / 'indices.npy'}: column indices outside 0..{self.shape[1] - 1}, the file is "
-                               f"damaged; restore the directory from a copy")
+            raise StorageError(f"{self.path / 'indices.npy'}: column indices outside 0..{self.shape[1] - 1}, the file "
+                               f"is damaged; restore the directory from a copy")
         matrix = sp.csr_array((data, indices, indptr.astype(indices.dtype)), shape=(len(indptr) - 1, self.shape[1]))
         matrix.has_sorted_indices = matrix.has_canonical_format = True
         return matrix
@@ -332,7 +341,8 @@ def _write(folder: Path, dim: int, dtype: np.dtype, blocks: Iterable) -> None:
     finally:
         for fd in fds.values():
             os.close(fd)
-    meta = {"format": FORMAT, "version": VERSION, "shape": [sizes["indptr"] - 1, dim], "nnz": sizes["data"], "finite": True}
+    meta = {"format": FORMAT, "version": VERSION, "shape": [sizes["indptr"] - 1, dim], "nnz": sizes["data"],
+            "finite": True}
     with open(folder / _META, "w", encoding="utf-8") as file:
         file.write(json.dumps(meta, indent=1) + "\n")
         file.flush()
