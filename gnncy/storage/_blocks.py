@@ -3,6 +3,7 @@ import errno
 import os
 import threading
 import time
+import tokenize
 import zlib
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def read_npy_header(file, path: Path) -> tuple[tuple[int, ...], np.dtype, int, i
                            f"write it again with np.save")
     try:
         shape, fortran, dtype = readers[version](file)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, tokenize.TokenError) as error:
         raise StorageError(f"{path}: damaged or truncated .npy header ({error}); restore it from a copy") from None
     offset = file.tell()
     if fortran and len(shape) > 1:

@@ -96,14 +96,16 @@ class FeatureStorage:
         self.mode = check_choice(mode, "mode", ("r", "r+"))
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
         self.stats = IOStatistics()
+        self._writer = os.getpid() if mode == "r+" else 0
         self._dirty = False
         self._attach()
 
     def _attach(self) -> None:
         """Open and validate the file; sets everything that depends on what it holds."""
-        fd = os.open(self.path, (os.O_RDWR if self.mode == "r+" else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
+        writes = self._writer == os.getpid()
+        fd = os.open(self.path, (os.O_RDWR if writes else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
         try:
-            if self.mode == "r+":
+            if writes:
                 _lock(fd, self.path)
             with open(fd, "rb", closefd=False) as file:
                 shape, file_dtype, offset, crc = read_npy_header(file, self.path)
@@ -114,7 +116,7 @@ class FeatureStorage:
                 raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
                                    f"and column; reshape it and save it again")
             meta = _read_sidecar(self.path, shape, file_dtype, crc)
-            if meta is None and self.mode == "r+":
+            if meta is None and writes:
                 raise StorageError(f"{self.path}: a plain .npy file without its sidecar {_sidecar(self.path).name} "
                                    f"opens read-only; use mode='r', or copy it with FeatureStorage.from_array")
             position = None if meta is None or meta["order"] is None else _read_order(self.path, shape[0], meta)
@@ -419,22 +421,22 @@ class FeatureStorage:
         StorageError
             If the storage was opened read-only, or the write fails.
         """
-        if self.mode != "r+":
-            raise StorageError(f"{self.path} is open read-only; open it with mode='r+' to write")
+        self._check_writer()
         if isinstance(ids, (int, np.integer)):
             ids, rows = [ids], np.asarray(rows)[None]
         ids = check_ids(ids, self.n_nodes, "ids")
         rows = _rows(rows, self.dim, self.file_dtype, "rows")
         if len(rows) != len(ids):
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
-        fd = self._descriptor(write=True)
+        fd = self._descriptor()
         self._dirty = True
         _scatter(fd, self.path, self._offset, ids if self._position is None else self._position[ids], rows, self.stats)
 
     def flush(self) -> None:
         """Wait until everything written is on the disk (fsync)."""
         if self._dirty:
-            fd = self._descriptor(write=True)
+            self._check_writer()
+            fd = self._descriptor()
             try:
                 os.fsync(fd)
             except OSError as error:
@@ -444,16 +446,19 @@ class FeatureStorage:
 
     # Its life
 
-    def _descriptor(self, write: bool = False) -> int:
+    def _check_writer(self) -> None:
+        if self.mode != "r+":
+            raise StorageError(f"{self.path} is open read-only; open it with mode='r+' to write")
+        if self._writer != os.getpid():
+            raise StorageError(f"{self.path} is open for writing in process {self._writer}, from which this one was "
+                               f"forked; write there, or open it again here after closing it there")
+
+    def _descriptor(self) -> int:
         if self._fd < 0:
             raise ValueError(f"{self.path}: the storage is closed; open it again")
         if self._pid != os.getpid():
             # A forked child has the parent's descriptor, and with it the parent's lock: it reads through its own.
-            if write:
-                raise StorageError(f"{self.path} is open for writing in process {self._pid}, from which this one was "
-                                   f"forked; write there, or open it again here after closing it there")
             inherited, before = self._fd, (self._shape, self.file_dtype)
-            self.mode, self._dirty = "r", False
             self._attach()
             os.close(inherited)
             if (self._shape, self.file_dtype) != before:
@@ -465,7 +470,7 @@ class FeatureStorage:
         if self.closed:
             return
         try:
-            if self._pid == os.getpid():
+            if self._writer == os.getpid():
                 self.flush()
         finally:
             fd, self._fd = self._fd, -1
