@@ -122,7 +122,7 @@ class _Recipe:
             arcs = write_adjacency(folder, keys, self.n_nodes, self.bits, 2 * self.n_draws)
         write_labels(folder, self.labels(), random_split(self.n_nodes, self.seed))
         FeatureStorage.from_blocks(folder / "features.npy", (self.n_nodes, self.n_features), self.blocks(),
-                                   dtype=np.float32).close()
+                                   dtype=np.float32, overwrite=True).close()
         write_meta(folder, name=self.name, n_nodes=self.n_nodes, n_edges=arcs // 2, n_features=self.n_features,
                    class_names=self.class_names, licence=_LICENCE, seed=self.seed, parameters=self.parameters)
 

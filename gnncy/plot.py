@@ -1,0 +1,244 @@
+"""Figures of a training run and of an embedding (needs ``pip install 'gnncy[plot]'``).
+
+Every function takes the axes to draw on as ``ax``, or makes a figure of its own, and returns the axes; ``save``
+writes the figure to a file. Nothing here touches pyplot, so no window opens and no figure stays behind.
+"""
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gnncy._check import check_array, check_int
+from gnncy._random import seed_from, stream
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["embedding", "history", "io_timeline"]
+
+# Okabe and Ito's colours, distinguishable with any kind of colour vision, darkest last.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+_GREY = "#6B6B6B"
+
+
+def _figure(size):
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("gnncy.plot needs matplotlib; run pip install 'gnncy[plot]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _axes(ax, size=(6.0, 3.8)) -> "Axes":
+    return _figure(size).add_subplot() if ax is None else ax
+
+
+def _tidy(ax) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(labelsize=9, color=_GREY)
+
+
+def _save(ax, save) -> None:
+    if save is not None:
+        ax.figure.savefig(save, dpi=150)
+
+
+def _column(history, key: str) -> np.ndarray:
+    if not isinstance(history, Sequence) or not history or not all(isinstance(row, Mapping) for row in history):
+        raise ValueError("history must be a list of dicts, one for each epoch, and not empty")
+    missing = [i for i, row in enumerate(history) if row.get(key) is None]
+    if missing:
+        raise ValueError(f"history lacks {key!r} in entry {missing[0]}; its keys are {', '.join(history[missing[0]])}")
+    return np.array([row[key] for row in history], np.float64)
+
+
+def _epochs(ax, epochs) -> None:
+    from matplotlib.ticker import MaxNLocator
+    ax.set_xlabel("epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+    margin = max(0.5, 0.03 * (epochs[-1] - epochs[0]))
+    ax.set_xlim(epochs[0] - margin, epochs[-1] + margin)
+
+
+def history(history: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None,
+            save: str | os.PathLike | None = None) -> "Axes":
+    """The loss of every epoch.
+
+    Parameters
+    ----------
+    history : list of dict
+        One for each epoch, with the keys ``epoch`` and ``loss``, as estimators keep it in ``history_``.
+    ax : matplotlib Axes, optional
+    save : path, optional
+        File to write, of the kind that its ending says.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from gnncy import plot
+    >>> ax = plot.history([{"epoch": 1, "loss": 5.1}, {"epoch": 2, "loss": 4.2}])
+    >>> ax.get_ylabel()
+    'loss'
+    """
+    epochs, loss = _column(history, "epoch"), _column(history, "loss")
+    ax = _axes(ax)
+    _tidy(ax)
+    ax.plot(epochs, loss, color=_COLOURS[0], linewidth=1.8, marker="o" if len(loss) <= 40 else None, markersize=4)
+    best = int(np.argmin(loss))
+    ax.annotate(f"{loss[best]:.4g}", (epochs[best], loss[best]), xytext=(0, 8), textcoords="offset points",
+                ha="center", fontsize=9, color=_GREY)
+    ax.set_ylabel("loss")
+    _epochs(ax, epochs)
+    _save(ax, save)
+    return ax
+
+
+def io_timeline(history: Sequence[Mapping[str, Any]], *, ax=None, save: str | os.PathLike | None = None) -> np.ndarray:
+    """What the cold tier did in every epoch: read rate, hit rate, share of time spent waiting, memory held.
+
+    Parameters
+    ----------
+    history : list of dict
+        One for each epoch, with the keys ``epoch``, ``seconds``, ``mb_read``, ``hit_rate`` and ``io_wait_share``
+        (0 to 1) and ``rss`` (bytes).
+    ax : sequence of three matplotlib Axes, optional
+    save : path, optional
+
+    Returns
+    -------
+    ndarray of three matplotlib Axes
+
+    Examples
+    --------
+    >>> from gnncy import plot
+    >>> epoch = {"epoch": 1, "seconds": 2.0, "mb_read": 300.0, "hit_rate": 0.4, "io_wait_share": 0.1, "rss": 2e8}
+    >>> [ax.get_ylabel() for ax in plot.io_timeline([epoch])]
+    ['MB/s read', '% of epoch', 'RSS, MB']
+    """
+    epochs = _column(history, "epoch")
+    rate = _column(history, "mb_read") / np.maximum(_column(history, "seconds"), 1e-9)
+    hits, wait = 100 * _column(history, "hit_rate"), 100 * _column(history, "io_wait_share")
+    memory = _column(history, "rss") / 1e6
+    if ax is None:
+        ax = _figure((6.0, 6.0)).subplots(3, 1, sharex=True)
+    axes = np.asarray(ax, dtype=object).ravel()
+    if len(axes) != 3:
+        raise ValueError(f"ax must be three axes, got {len(axes)}")
+    marker = "o" if len(epochs) <= 40 else None
+    for panel in axes:
+        _tidy(panel)
+    axes[0].fill_between(epochs, rate, color=_COLOURS[0], alpha=0.15, linewidth=0)
+    axes[0].plot(epochs, rate, color=_COLOURS[0], linewidth=1.8, marker=marker, markersize=4)
+    axes[0].set_ylabel("MB/s read")
+    axes[1].plot(epochs, hits, color=_COLOURS[2], linewidth=1.8, marker=marker, markersize=4, label="hit rate")
+    axes[1].plot(epochs, wait, color=_COLOURS[5], linewidth=1.8, marker=marker, markersize=4, linestyle="--",
+                 label="waiting for the disk")
+    axes[1].set_ylim(-3, 103)
+    axes[1].set_ylabel("% of epoch")
+    axes[1].legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    axes[2].plot(epochs, memory, color=_COLOURS[7], linewidth=1.8, marker=marker, markersize=4)
+    axes[2].set_ylabel("RSS, MB")
+    for panel in (axes[0], axes[2]):
+        panel.set_ylim(bottom=0)
+    _epochs(axes[2], epochs)
+    _save(axes[0], save)
+    return axes
+
+
+def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_points: int = 20_000, random_state=0,
+              ax: "Axes | None" = None, save: str | os.PathLike | None = None) -> "Axes":
+    """An embedding on its first two principal components, a point a node, coloured by label.
+
+    Parameters
+    ----------
+    Z : array or feature store of shape (n, d)
+    labels : int array of shape (n,), optional
+        The eight most frequent classes get a colour each, the others are grey.
+    class_names : sequence of str, optional
+        Names for the labels 0, 1, ...
+    max_points : int
+        Of more nodes, so many drawn at random are shown; the components are those of the nodes shown.
+    random_state : int, None or numpy Generator
+    ax : matplotlib Axes, optional
+    save : path, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Notes
+    -----
+    Two components show a small part of the variance (given on the axes): classes that overlap here may well be apart
+    in the whole space. Measure with :func:`gnncy.evaluate.linear_probe`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy import plot
+    >>> Z = np.random.default_rng(0).normal(size=(100, 8))
+    >>> ax = plot.embedding(Z, labels=np.arange(100) % 3)
+    >>> len(ax.collections)
+    3
+    """
+    n = Z.shape[0] if hasattr(Z, "shape") else len(Z)
+    max_points = check_int(max_points, "max_points", 2)
+    shown = np.arange(n)
+    if n > max_points:
+        shown = np.sort(stream(seed_from(random_state), "plot").permutation(n)[:max_points])
+    rows = check_array(Z[shown] if hasattr(Z, "shape") else np.asarray(Z)[shown], "Z", dtype=np.float64)
+    if rows.shape[1] < 2:
+        raise ValueError(f"Z must have at least two columns, got shape {(n, rows.shape[1])}")
+    if labels is not None:
+        labels = np.asarray(labels)
+        if labels.shape != (n,) or labels.dtype.kind not in "iub":
+            raise ValueError(f"labels must be {n} integers, got {labels.dtype} of shape {labels.shape}")
+    points, share = _principal(rows)
+
+    ax = _axes(ax, (6.0, 5.0))
+    size = float(np.clip(6000 / len(points), 1.5, 18))
+    style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.7, "rasterized": True}
+    if labels is None:
+        ax.scatter(*points.T, color=_COLOURS[0], **style)
+    else:
+        chosen = labels[shown]
+        classes, count = np.unique(chosen, return_counts=True)
+        frequent = classes[np.argsort(-count, kind="stable")[:len(_COLOURS)]]
+        others = ~np.isin(chosen, frequent)
+        if others.any():
+            ax.scatter(*points[others].T, color="#C8C8C8", label=f"{len(classes) - len(frequent)} others", **style)
+        for colour, label in zip(_COLOURS, frequent, strict=False):
+            name = str(label) if class_names is None else class_names[label]
+            ax.scatter(*points[chosen == label].T, color=colour, label=name, **style)
+        legend = ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
+        handles: list[Any] = legend.legend_handles
+        for handle in handles:
+            handle.set_sizes([30])
+            handle.set_alpha(1)
+    ax.set_xlabel(f"component 1 ({share[0]:.1%} of variance)")
+    ax.set_ylabel(f"component 2 ({share[1]:.1%})")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[["top", "right"]].set_visible(False)
+    if n > len(shown):
+        ax.set_title(f"{len(shown):,} of {n:,} nodes", fontsize=10, color=_GREY, loc="left")
+    _save(ax, save)
+    return ax
+
+
+def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows on the first two principal components, and these components' shares of the variance."""
+    rows = rows - rows.mean(axis=0)
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    axes = vectors[:, ::-1][:, :2]
+    # The sign of a component is free: its largest entry is made positive, so that pictures can be compared.
+    axes = axes * np.sign(axes[np.abs(axes).argmax(axis=0), [0, 1]])
+    return rows @ axes, values[::-1][:2] / max(values.sum(), np.finfo(float).tiny)
