@@ -19,7 +19,7 @@ __all__ = ["embedding", "history", "io_timeline"]
 
 # Okabe and Ito's colours, distinguishable with any kind of colour vision, darkest last.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-_GREY = "#6B6B6B"
+_GREY, _OTHERS = "#6B6B6B", "#C8C8C8"
 
 
 def _figure(size):
@@ -39,6 +39,7 @@ def _axes(ax, size=(6.0, 3.8)) -> "Axes":
 
 def _tidy(ax) -> None:
     ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["bottom", "left"]].set_color(_GREY)
     ax.grid(axis="y", color="#E5E5E5", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(labelsize=9, color=_GREY)
@@ -62,7 +63,7 @@ def _epochs(ax, epochs) -> None:
     from matplotlib.ticker import MaxNLocator
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-    margin = max(0.5, 0.03 * (epochs[-1] - epochs[0]))
+    margin = max(0.5, 0.04 * (epochs[-1] - epochs[0]))
     ax.set_xlim(epochs[0] - margin, epochs[-1] + margin)
 
 
@@ -122,7 +123,7 @@ def io_timeline(history: Sequence[Mapping[str, Any]], *, ax=None, save: str | os
     >>> from gnncy import plot
     >>> epoch = {"epoch": 1, "seconds": 2.0, "mb_read": 300.0, "hit_rate": 0.4, "io_wait_share": 0.1, "rss": 2e8}
     >>> [ax.get_ylabel() for ax in plot.io_timeline([epoch])]
-    ['MB/s read', '% of epoch', 'RSS, MB']
+    ['MB/s read', '%', 'RSS, MB']
     """
     epochs = _column(history, "epoch")
     rate = _column(history, "mb_read") / np.maximum(_column(history, "seconds"), 1e-9)
@@ -141,14 +142,14 @@ def io_timeline(history: Sequence[Mapping[str, Any]], *, ax=None, save: str | os
     axes[0].set_ylabel("MB/s read")
     axes[1].plot(epochs, hits, color=_COLOURS[2], linewidth=1.8, marker=marker, markersize=4, label="hit rate")
     axes[1].plot(epochs, wait, color=_COLOURS[5], linewidth=1.8, marker=marker, markersize=4, linestyle="--",
-                 label="waiting for the disk")
+                 label="time waiting for the disk")
     axes[1].set_ylim(-3, 103)
-    axes[1].set_ylabel("% of epoch")
+    axes[1].set_ylabel("%")
     axes[1].legend(frameon=False, fontsize=9, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    axes[2].plot(epochs, memory, color=_COLOURS[7], linewidth=1.8, marker=marker, markersize=4)
+    axes[2].plot(epochs, memory, color=_COLOURS[3], linewidth=1.8, marker=marker, markersize=4)
     axes[2].set_ylabel("RSS, MB")
-    for panel in (axes[0], axes[2]):
-        panel.set_ylim(bottom=0)
+    for panel, values in ((axes[0], rate), (axes[2], memory)):
+        panel.set_ylim(0, 1.15 * values.max() or 1)
     _epochs(axes[2], epochs)
     _save(axes[0], save)
     return axes
@@ -186,8 +187,8 @@ def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_p
     >>> from gnncy import plot
     >>> Z = np.random.default_rng(0).normal(size=(100, 8))
     >>> ax = plot.embedding(Z, labels=np.arange(100) % 3)
-    >>> len(ax.collections)
-    3
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['0', '1', '2']
     """
     n = Z.shape[0] if hasattr(Z, "shape") else len(Z)
     max_points = check_int(max_points, "max_points", 2)
@@ -204,25 +205,12 @@ def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_p
     points, share = _principal(rows)
 
     ax = _axes(ax, (6.0, 5.0))
-    size = float(np.clip(6000 / len(points), 1.5, 18))
+    size = float(np.clip(3e4 / len(points), 3, 20))
     style: dict[str, Any] = {"s": size, "linewidths": 0, "alpha": 0.7, "rasterized": True}
     if labels is None:
         ax.scatter(*points.T, color=_COLOURS[0], **style)
     else:
-        chosen = labels[shown]
-        classes, count = np.unique(chosen, return_counts=True)
-        frequent = classes[np.argsort(-count, kind="stable")[:len(_COLOURS)]]
-        others = ~np.isin(chosen, frequent)
-        if others.any():
-            ax.scatter(*points[others].T, color="#C8C8C8", label=f"{len(classes) - len(frequent)} others", **style)
-        for colour, label in zip(_COLOURS, frequent, strict=False):
-            name = str(label) if class_names is None else class_names[label]
-            ax.scatter(*points[chosen == label].T, color=colour, label=name, **style)
-        legend = ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
-        handles: list[Any] = legend.legend_handles
-        for handle in handles:
-            handle.set_sizes([30])
-            handle.set_alpha(1)
+        _scatter_classes(ax, points, labels[shown], class_names, style, stream(seed_from(random_state), "draw order"))
     ax.set_xlabel(f"component 1 ({share[0]:.1%} of variance)")
     ax.set_ylabel(f"component 2 ({share[1]:.1%})")
     ax.set_xticks([])
@@ -232,6 +220,25 @@ def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_p
         ax.set_title(f"{len(shown):,} of {n:,} nodes", fontsize=10, color=_GREY, loc="left")
     _save(ax, save)
     return ax
+
+
+def _scatter_classes(ax, points, labels, class_names, style, random) -> None:
+    from matplotlib.lines import Line2D
+    classes, count = np.unique(labels, return_counts=True)
+    frequent = classes[np.argsort(-count, kind="stable")[:len(_COLOURS)]]
+    colour = np.full(len(labels), _OTHERS, dtype=object)
+    for value, label in zip(_COLOURS, frequent, strict=False):
+        colour[labels == label] = value
+    # Grey below, the rest in random order, so that no class hides another.
+    coloured = random.permutation(np.flatnonzero(colour != _OTHERS))
+    order = np.concatenate([np.flatnonzero(colour == _OTHERS), coloured])
+    ax.scatter(*points[order].T, c=colour[order], **style)
+    names = [str(label) if class_names is None else class_names[label] for label in frequent]
+    if len(classes) > len(frequent):
+        names.append(f"{len(classes) - len(frequent)} others")
+    handles = [Line2D([], [], linestyle="", marker="o", markersize=6, color=value, label=name)
+               for value, name in zip((*_COLOURS[:len(frequent)], _OTHERS), names, strict=False)]
+    ax.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5), handletextpad=0.2)
 
 
 def _principal(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
