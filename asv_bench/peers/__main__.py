@@ -32,10 +32,11 @@ def main(arguments=None) -> int:
             parser.error(f"unknown comparison {name!r}; choose from {', '.join(sorted(REGISTRY))}")
     if options.threads < 1 or options.rounds < 1:
         parser.error("--threads and --rounds must be at least 1")
+    quick = os.environ.get("GNNCY_BENCH") == "quick"
     rows = []
     for name in options.names or sorted(REGISTRY):
         print(f"{name} ...", file=sys.stderr, flush=True)
-        rows += run(name, threads=options.threads, rounds=options.rounds, quick=os.environ.get("GNNCY_BENCH") == "quick")
+        rows += run(name, threads=options.threads, rounds=options.rounds, quick=quick)
     print(*lines(rows), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")

@@ -67,13 +67,14 @@ def spmm(quick, stack):
     def same(ours, theirs):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
-    yield Case(f"{size(graph)}, 128 columns", lambda: ours(graph, x), "scipy A @ X", lambda: graph @ x, asked=2, same=same)
+    yield Case(f"{size(graph)}, 128 columns", lambda: ours(graph, x), "scipy A @ X", lambda: graph @ x, asked=2,
+               same=same)
     yield Case("mean of neighbours, the same", lambda: aggregate(block, x), "scipy A @ X / counts",
                lambda: (pattern @ x) / count, asked=3.8, same=same)
 
 
 def numpy_sampler(graph, fanouts, rng):
-    """Without replacement, vectorised: a random key for each arc of the frontier, the least ones of each row kept."""
+    """Draws without replacement, vectorised: a random key for each arc of the frontier, the least ones of each row kept."""
     def sample(seeds):
         nodes, blocks = seeds, []
         for fanout in fanouts:
@@ -109,8 +110,8 @@ def sampling(quick, stack):
         assert batch.blocks[-1].n_arcs == other[1][0][0].sum()
 
     setting = f"{list(fanouts)}, batch {size_of_batch}, {size(graph)}"
-    yield Case(setting, lambda: ours.sample(seeds), "numpy, a sort of the frontier's arcs", lambda: theirs(seeds), asked=10,
-               unit="batches/s", amount=1, same=same)
+    yield Case(setting, lambda: ours.sample(seeds), "numpy, a sort of the frontier's arcs", lambda: theirs(seeds),
+               asked=10, unit="batches/s", amount=1, same=same)
 
     # The limit: whoever samples must read the end of each arc drawn, and look its number up.
     edges = np.concatenate([block.edges for block in ours.sample(seeds).blocks])
