@@ -74,7 +74,7 @@ def spmm(quick, stack):
 
 
 def numpy_sampler(graph, fanouts, rng):
-    """Draws without replacement, vectorised: a random key for each arc of the frontier, the least ones of each row kept."""
+    """Draws without replacement, vectorised: a random key for each arc, the least ones of each row kept."""
     def sample(seeds):
         nodes, blocks = seeds, []
         for fanout in fanouts:
