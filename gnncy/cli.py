@@ -11,7 +11,8 @@ import numpy as np
 
 from gnncy import _doctor, _files, _memory
 from gnncy._threads import working_threads
-from gnncy.datasets import GraphDataset, load_wordnet, open_graph, random_split, read_graph
+from gnncy.datasets import GraphDataset, load_wordnet, open_graph, read_graph
+from gnncy.datasets.dataset import random_split
 from gnncy.errors import GnncyError
 from gnncy.estimators import GraphEncoder
 from gnncy.evaluate import linear_probe, majority_baseline

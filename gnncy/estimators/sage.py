@@ -9,7 +9,8 @@ from scipy.sparse import csr_array, issparse
 from gnncy import nn
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.graph import NeighborSampler, normalize
+from gnncy.graph import NeighborSampler, normalize, spmm
+from gnncy.losses import info_nce
 from gnncy.nn import Tensor
 from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchIterator, as_storage
 from gnncy.storage.passes import TILE, ColumnTiles, FeatureReducer, iter_nodes
@@ -134,10 +135,10 @@ class SageEncoder:
         x = Tensor(batch.features)
         for i, (convolution, block) in enumerate(zip(self.convolutions_, pairs.sample.blocks, strict=True)):
             x = nn.dropout(x, self.dropout, key=derive(key, "dropout", i))
-            x = convolution(x, block)
+            x = convolution(block, x)
             if i < len(self.convolutions_) - 1:
                 x = nn.relu(x)
-        loss = nn.info_nce(x[pairs.anchors], x[pairs.positives], temperature=self.temperature, symmetric=True)
+        loss = info_nce(x[pairs.anchors], x[pairs.positives], temperature=self.temperature, symmetric=True)
         loss.backward()
         return float(loss.data), len(pairs.anchors)
 
@@ -170,7 +171,6 @@ def _one_neighbour(sample, anchors: np.ndarray) -> np.ndarray:
 
 def _layer(mean: csr_array, hidden, n: int, convolution, folder: Path, *, activate: bool) -> ColumnTiles:
     """One SAGE layer over all nodes: own rows times one matrix, plus the neighbours' mean of the other product."""
-    from gnncy.graph import spmm
     weight_self, weight_neigh = convolution.weight_self.data, convolution.weight_neigh.data
     d = weight_self.shape[1]
     own, message = ColumnTiles(folder, n, d), ColumnTiles(folder, n, d)

@@ -10,7 +10,7 @@ from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
 from gnncy.graph import as_csr, degrees, normalize, spmm
-from gnncy.losses import drop_blocks
+from gnncy.losses import drop_blocks, info_nce
 from gnncy.nn import Tensor
 from gnncy.storage import FeatureStorage, HyperbatchIterator
 from gnncy.storage.passes import TILE, Diffusion, FeatureReducer, fixed_signs, propagate, reduced_tiles, unit_rows
@@ -166,7 +166,7 @@ class SmoothedEncoder:
         views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])
         self.model_.set_step_key(derive(key, "model"))
         z = self.model_(Tensor(views))
-        loss = nn.info_nce(z[:count], z[count:], temperature=self.temperature, symmetric=True)
+        loss = info_nce(z[:count], z[count:], temperature=self.temperature, symmetric=True)
         loss.backward()
         return float(loss.data), count
 

@@ -66,7 +66,7 @@ class Trainer:
         ----------
         batches : callable
             ``batches(epoch, first)`` gives an epoch's minibatches from number ``first`` on: an iterable with
-            ``close()`` and ``statistics()``, such as ``storage.HyperbatchIterator``.
+            ``close()`` and ``statistics``, such as ``storage.HyperbatchIterator``.
         step : callable
             ``step(batch, key)`` computes loss and gradients of one minibatch: ``(mean loss, samples)``.
         steps_per_epoch : int
@@ -102,13 +102,13 @@ class Trainer:
                 if self.snapshots is not None and time.monotonic() - saved > self.snapshot_seconds:
                     self._save()
                     saved = time.monotonic()
-            statistics = epoch_batches.statistics()
+            statistics = epoch_batches.statistics
         seconds = time.monotonic() - began
         samples = self._samples - samples_before
         record = {"epoch": self.epoch + 1, "loss": self._loss_sum / max(self._samples, 1), "seconds": seconds,
-                  "nodes_per_s": samples / seconds if seconds else 0.0, "mb_read": statistics["bytes_read"] / 1e6,
-                  "hit_rate": statistics["hit_rate"],
-                  "io_wait_share": statistics["wait_seconds"] / seconds if seconds else 0.0, "rss": _memory.rss()}
+                  "nodes_per_s": samples / seconds if seconds else 0.0, "mb_read": statistics.bytes_read / 1e6,
+                  "hit_rate": statistics.hit_rate,
+                  "io_wait_share": statistics.wait_seconds / seconds if seconds else 0.0, "rss": _memory.rss()}
         self.history.append(record)
         self.epoch, self.step, self._loss_sum, self._samples = self.epoch + 1, 0, 0.0, 0
         left = (self.max_epochs - self.epoch) * seconds
@@ -130,10 +130,11 @@ class Trainer:
     def _save(self) -> None:
         arrays = {f"model/{k}": v for k, v in self.model.state_dict().items()}
         state = self.optimizer.state_dict()
-        arrays |= {f"optimizer/{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
+        slots = {k: v for k, v in state.items() if k in self.optimizer.slots}
+        arrays |= {f"optimizer/{k}/{i}": x for k, v in slots.items() for i, x in enumerate(v)}
         numbers = {"epoch": self.epoch, "step": self.step, "total_steps": self.total_steps, "loss_sum": self._loss_sum.hex(), "samples": self._samples,
                    "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
-                   "optimizer": {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}}
+                   "optimizer": {k: v for k, v in state.items() if k not in slots}}
         self.snapshots.save(self.total_steps, arrays, numbers)
 
     def _restore(self) -> None:
@@ -147,8 +148,9 @@ class Trainer:
             raise StorageError(f"the checkpoint in {self.snapshots.folder} belongs to another run (different: "
                                f"{', '.join(differ)}); use the same settings or another folder")
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")})
-        self.optimizer.load_state_dict({k.removeprefix("optimizer/"): v for k, v in arrays.items()
-                                        if k.startswith("optimizer/")} | numbers["optimizer"])
+        count = len(self.optimizer.params)
+        self.optimizer.load_state_dict(numbers["optimizer"] | {
+            slot: [arrays[f"optimizer/{slot}/{i}"] for i in range(count)] for slot in self.optimizer.slots})
         self.epoch, self.step, self.total_steps = numbers["epoch"], numbers["step"], numbers["total_steps"]
         self._loss_sum, self._samples = float.fromhex(numbers["loss_sum"]), numbers["samples"]
         self._stopped, self.history = numbers["stopped"], numbers["history"]
