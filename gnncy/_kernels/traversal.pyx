@@ -14,25 +14,27 @@ cdef enum:
 
 def form(const index[::1] indptr, const index[::1] indices, Py_ssize_t n_columns):
     """0: sorted rows without repeats; 1: not so; -1: indptr falls or leaves indices; -2: a column out of range."""
-    cdef Py_ssize_t i, p, n = indptr.shape[0] - 1
-    cdef index v, last, low = 0, high = -1
-    cdef bint broken, disorder = False
+    cdef Py_ssize_t i, p, n = indptr.shape[0] - 1, used = indptr[n]
+    cdef index v, low = 0, high = -1, falls = 0
+    cdef bint broken
     with nogil:
-        broken = indptr[0] != 0 or indptr[n] > indices.shape[0]
+        broken = indptr[0] != 0 or used > indices.shape[0]
         for i in range(n):
             broken |= indptr[i] > indptr[i + 1]
-        if not broken:
+        if not broken and used > 0:
+            low = high = indices[0]
+            # Where columns do not rise, a row must begin: counted over all, less those at rows' beginnings.
+            for p in range(1, used):
+                v = indices[p]
+                low = v if v < low else low
+                high = v if v > high else high
+                falls += v <= indices[p - 1]
             for i in range(n):
-                last = -1
-                for p in range(indptr[i], indptr[i + 1]):
-                    v = indices[p]
-                    disorder |= v <= last
-                    low = min(low, v)
-                    high = max(high, v)
-                    last = v
+                p = indptr[i]
+                falls -= (0 < p) & (p < indptr[i + 1]) & (indices[p - (p == used)] <= indices[p - (p > 0)])
     if broken:
         return -1
-    return -2 if low < 0 or high >= n_columns else int(disorder)
+    return -2 if low < 0 or high >= n_columns else int(falls > 0)
 
 
 def transpose(const index[::1] indptr, const index[::1] indices, index[::1] out_indptr, index[::1] out_indices,

@@ -87,7 +87,7 @@ def as_csr(adjacency, *, name: str = "adjacency", dtype=None, square: bool = Tru
     used = int(indptr[-1])
     indices, data = indices[:used], data[:used]
     _check_finite(data, name)
-    clean = form == 0 and np.count_nonzero(data) == used
+    clean = form == 0 and (data.min(initial=1) > 0 or data.all())
     csr = sp.csr_array((data, indices, indptr), shape=shape, copy=not clean)
     if clean:
         csr.has_canonical_format = True
@@ -236,6 +236,8 @@ def undirected(adjacency) -> sp.csr_array:
 
 def _check_finite(values: np.ndarray, name: str) -> None:
     """Refuse nan and infinity as :class:`GraphFormatError`."""
+    if values.size == 0 or np.isfinite(values.min()) and np.isfinite(values.max()):  # nan is both
+        return
     try:
         check_finite(values, name)
     except ValueError as error:
