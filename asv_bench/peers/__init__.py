@@ -20,15 +20,15 @@ class Case:
     """Two calls that do the same work.
 
     ``peer`` names the other side. ``amount`` is the work of one call in ``unit`` times a second (a rate); without it
-    times are compared, in ms. ``asked`` is the least ratio of the speeds, ours to the peer's, that satisfies us.
-    ``same(ours, theirs)`` raises if the two results differ by more than they may.
+    times are compared, in ms. ``asked`` is the least ratio of the speeds, ours to the peer's, that satisfies us; None
+    where nothing is asked. ``same(ours, theirs)`` raises if the two results differ by more than they may.
     """
 
     setting: str
     ours: Callable[[], object]
     peer: str
     theirs: Callable[[], object]
-    asked: float
+    asked: float | None = None
     unit: str = "ms"
     amount: float | None = None
     same: Callable[[object, object], None] | None = None

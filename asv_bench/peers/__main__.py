@@ -11,11 +11,13 @@ HEAD = ("name", "setting", "threads", "ours", "peer", "peer_value", "unit", "rat
 
 
 def lines(rows):
-    table = [HEAD, *[tuple(f"{row[key]:g}" if isinstance(row[key], float) else str(row[key]) for key in HEAD)
-                     for row in rows]]
+    def cell(value):
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    table = [HEAD, *[tuple(cell(row[key]) for key in HEAD) for row in rows]]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def main(arguments=None) -> int:

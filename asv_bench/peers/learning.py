@@ -1,1 +1,141 @@
 """Losses and optimizers beside vectorised numpy, bare matrix products and the memory's bandwidth."""
+import numpy as np
+
+from asv_bench.peers import Case, comparison
+
+TAU = 0.2
+
+
+def unit_rows(x):
+    norm = np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
+    return x / norm, norm
+
+
+def through_norm(unit, norm, grad):
+    return (grad - unit * np.einsum("nd,nd->n", unit, grad)[:, None]) / norm
+
+
+def numpy_own_negatives(anchors, positives, negatives):
+    """Loss and gradients; no array as big as the negatives but their gradient and one temporary."""
+    n = len(anchors)
+    (a, a_norm), (p, p_norm) = unit_rows(anchors), unit_rows(positives)
+    inverse = 1 / np.sqrt(np.einsum("nkd,nkd->nk", negatives, negatives))
+    cosine = np.matmul(negatives, a[:, :, None])[:, :, 0] * inverse
+    logits = np.concatenate([np.einsum("nd,nd->n", a, p)[:, None], cosine], axis=1) / np.float32(TAU)
+    top = logits.max(axis=1, keepdims=True)
+    e = np.exp(logits - top)
+    total = e.sum(axis=1, keepdims=True)
+    loss = float(np.mean(np.log(total[:, 0]) + top[:, 0] - logits[:, 0], dtype=np.float64))
+    e /= total * np.float32(n * TAU)
+    to_positive, to_negative = e[:, :1] - np.float32(1 / (n * TAU)), e[:, 1:]
+    scaled = to_negative * inverse
+    grad_a = to_positive * p + np.matmul(scaled[:, None, :], negatives)[:, 0]
+    grad_negatives = scaled[:, :, None] * a[:, None, :]
+    grad_negatives -= (scaled * cosine * inverse)[:, :, None] * negatives
+    return loss, through_norm(a, a_norm, grad_a), through_norm(p, p_norm, to_positive * a), grad_negatives
+
+
+def numpy_in_batch(anchors, positives):
+    """Loss and gradients, working in one matrix of all cosines."""
+    n = len(anchors)
+    (a, a_norm), (p, p_norm) = unit_rows(anchors), unit_rows(positives)
+    e = a @ p.T
+    e *= np.float32(1 / TAU)
+    positive = e.diagonal().copy()
+    top = e.max(axis=1)
+    np.exp(np.subtract(e, top[:, None], out=e), out=e)
+    total = e.sum(axis=1)
+    loss = float(np.mean(np.log(total) + top - positive, dtype=np.float64))
+    e *= (1 / (total * np.float32(n * TAU)))[:, None]
+    e[np.arange(n), np.arange(n)] -= np.float32(1 / (n * TAU))
+    return loss, through_norm(a, a_norm, e @ p), through_norm(p, p_norm, e.T @ a)
+
+
+def same_loss(ours, theirs):
+    loss, grads = ours
+    np.testing.assert_allclose(loss, theirs[0], rtol=1e-4)
+    for mine, other in zip((grads.anchors, grads.positives, grads.negatives), theirs[1:], strict=False):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=1e-3 * np.abs(other).max())
+
+
+@comparison
+def infonce(quick, stack):
+    from gnncy.losses import info_nce
+    rng = np.random.default_rng(0)
+
+    def rows(*shape):
+        return rng.standard_normal(shape, np.float32)
+
+    for n, k, d, asked in [(64, 16, 128, None)] if quick else [(256, 64, 128, 5), (1024, 128, 128, 6)]:
+        a, p, negatives = rows(n, d), rows(n, d), rows(n, k, d)
+        yield Case(f"loss and gradients, {n} anchors, {k} negatives of each, {d}",
+                   lambda: info_nce(a, p, negatives, temperature=TAU), "numpy",  # noqa: B023
+                   lambda: numpy_own_negatives(a, p, negatives), asked=asked, same=same_loss)  # noqa: B023
+
+    for n, d in [(256, 64)] if quick else [(2048, 128), (4096, 256)]:
+        a, p = rows(n, d), rows(n, d)
+        logits, grad_a, grad_p = np.empty((n, n), np.float32), np.empty_like(a), np.empty_like(p)
+        setting = f"loss and gradients, in batch, {n} x {d}"
+
+        def ours(a=a, p=p):
+            return info_nce(a, p, temperature=TAU)
+
+        yield Case(setting, ours, "numpy", lambda: numpy_in_batch(a, p), asked=1, same=same_loss)  # noqa: B023
+
+        def products(a=a, p=p, logits=logits, grad_a=grad_a, grad_p=grad_p):
+            np.matmul(a, p.T, out=logits)
+            np.matmul(logits, p, out=grad_a)
+            np.matmul(logits.T, a, out=grad_p)
+
+        yield Case(setting, ours, "limit: the three bare products", products, asked=0.83)
+
+
+def numpy_adam(param, grad, m, v, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8, block=1 << 14):
+    """A step function, in blocks that stay in cache."""
+    steps, scratch = 0, np.empty(block, param.dtype)
+
+    def step():
+        nonlocal steps
+        steps += 1
+        rate, root = lr / (1 - beta1**steps), 1 / np.sqrt(1 - beta2**steps)
+        for start in range(0, len(param), block):
+            at = slice(start, start + block)
+            g, t = grad[at], scratch[:len(grad[at])]
+            m[at] *= beta1
+            m[at] += np.multiply(g, 1 - beta1, out=t)
+            v[at] *= beta2
+            np.multiply(g, g, out=t)
+            v[at] += np.multiply(t, 1 - beta2, out=t)
+            np.sqrt(v[at], out=t)
+            t *= float(root)
+            t += eps
+            np.divide(m[at], t, out=t)
+            t *= rate
+            param[at] -= t
+        return param
+    return step
+
+
+@comparison
+def adam(quick, stack):
+    from gnncy.optim import Adam
+    n = 200_000 if quick else 10_000_000
+    rng = np.random.default_rng(0)
+    param, grad = rng.standard_normal((2, n), np.float32)
+    other = param.copy()
+    optimizer = Adam([param], lr=1e-3)
+
+    def ours():
+        optimizer.step([grad])
+        return param.copy() if optimizer.steps == 1 else None
+
+    def same(mine, theirs):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+    setting = f"{n / 1e6:g} M parameters"
+    yield Case(setting, ours, "numpy, in blocks", numpy_adam(other, grad, np.zeros_like(other), np.zeros_like(other)),
+               asked=3.6, same=same)
+    # Four arrays read and three written, of which a copy of 3.5 moves as many bytes.
+    source = rng.standard_normal(7 * n // 2, np.float32)
+    target = np.zeros_like(source)
+    yield Case(setting, ours, "limit: a copy of as many bytes", lambda: np.copyto(target, source), asked=0.8)

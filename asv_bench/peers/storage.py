@@ -28,6 +28,6 @@ def gather(quick, stack):
 
         # mode="clip" lets numpy write to out without a buffer of its own.
         yield Case(setting, ours, "np.memmap, take", lambda: np.take(mapped, ids, 0, out=other, mode="clip"),  # noqa: B023
-                   asked=1, **rate)
+                   **rate)
         yield Case(setting, ours, "limit: take from memory", lambda: np.take(x, ids, 0, out=other, mode="clip"),  # noqa: B023
-                   asked=0.8 if what == "sorted" else 0.1, **rate)
+                   asked=0.8 if what == "sorted" else None, **rate)
