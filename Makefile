@@ -16,7 +16,7 @@ quick:  ## run the tests that are not slow
 lint:  ## ruff, mypy and cython-lint
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	cython-lint gnncy/_kernels/*.pyx gnncy/_kernels/*.pxd gnncy/_kernels/base/*.p[yx][xd]
+	cython-lint --no-pycodestyle gnncy/_kernels/*.pyx gnncy/_kernels/*.pxd gnncy/_kernels/base/*.p[yx][xd]
 
 docs:  ## build docs/_build/html, warnings as errors
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
