@@ -75,6 +75,15 @@ def reset_peak() -> bool:
         return False
 
 
+def trim() -> None:
+    """Give freed memory back to the system (glibc keeps it otherwise, and it would count as held)."""
+    import ctypes
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library: it has no such call
+
+
 def cgroup_limit() -> int | None:
     """The smallest memory limit of the process's cgroup and its parents (v2, then v1); None without one."""
     limits = []

@@ -28,7 +28,8 @@ from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
 
 log = logging.getLogger("gnncy")
 
-AUTO_STEPS = 400
+AUTO_STEPS = 200
+LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is for the hot rows and slack
 
 
@@ -49,15 +50,16 @@ class GraphEncoder(Estimator):
         Width of the hidden layer(s).
     reduced_width : int, default 256
         Columns to which sparse (and, for ``"propagate"``, wider dense) features are reduced by a randomised SVD.
-    temperature : float, default 0.2
+    temperature : float, default 0.5
         Of InfoNCE.
     dropout : float, default 0.3
         Share of feature columns (and, for ``"propagate"``, of smoothings) dropped in a view.
-    learning_rate : float, default 5e-4
+    learning_rate : float, default 3e-4
         Adam's step size at its highest; it follows a cosine after a short warm-up.
     batch_size : int, default 1024
+        At most; a small graph takes a fifth of its nodes, at least 256.
     max_epochs : int or "auto", default "auto"
-        ``"auto"`` trains for about 400 steps, at least one epoch.
+        ``"auto"`` trains for about 200 steps, at least one epoch.
     memory_limit : int, str or "auto", default "auto"
         Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of what
         is available. Features given as a store or file do not count until they are read; arrays that the
@@ -103,7 +105,7 @@ class GraphEncoder(Estimator):
     """
 
     def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=512, reduced_width=256,
-                 temperature=0.2, dropout=0.3, learning_rate=5e-4, batch_size=1024, max_epochs="auto",
+                 temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024, max_epochs="auto",
                  memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
                  callbacks=None):
         self.n_components = n_components
@@ -223,7 +225,7 @@ class GraphEncoder(Estimator):
             "hidden": check_int(self.hidden, "hidden", 1),
             "temperature": check_float(self.temperature, "temperature", above=0),
             "dropout": check_float(self.dropout, "dropout", 0.0, 0.99),
-            "batch_size": min(check_int(self.batch_size, "batch_size", 2), n),
+            "batch_size": min(check_int(self.batch_size, "batch_size", 2), max(LEAST_BATCH, n // 5), n),
             "seed": seed,
         }
         check_float(self.learning_rate, "learning_rate", above=0)
@@ -279,6 +281,7 @@ class GraphEncoder(Estimator):
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, self._store, buffer=buffer, prefetch=self.prefetch)
         self.history_ = trainer.run(open_epoch, encoder.step, steps)
+        _memory.trim()
         self.n_iter_ = len(self.history_)
         self.loss_ = self.history_[-1]["loss"] if self.history_ else float("nan")
 

@@ -73,7 +73,7 @@ class SageEncoder:
         nodes = 2 * self.batch_size
         for fanout in self.n_neighbors:
             nodes = min(n, nodes * (1 + fanout))
-        return 2 * 4 * nodes * width
+        return HyperbatchIterator.buffer_bytes_for(nodes, width)
 
     def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool):
         """Dense features to gather from: the given ones, or a reduced store in ``folder``."""

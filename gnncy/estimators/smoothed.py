@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from scipy.sparse import csr_array, diags_array, issparse
 
-from gnncy import nn
+from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
@@ -30,7 +30,7 @@ CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on t
 
 
 class SmoothedEncoder:
-    """Smooths features over the graph, then trains a residual MLP on single rows.
+    """Smooths features over the graph, then trains a residual MLP under a projection head on single rows.
 
     The weights of the linear path start at the principal directions of the smoothed rows, so that training
     starts from what a careful user would compute without it.
@@ -47,8 +47,11 @@ class SmoothedEncoder:
         columns = self.store_columns(n, d, sparse)
         graph = {"graph": 12 * nnz + 16 * n, "propagation matrix": 8 * nnz + 8 * n}
         chunk = {"chunk of rows": 3 * 4 * CHUNK * max(width, 0 if sparse else d)}
-        weights = columns * (self.n_components + self.hidden) + self.hidden * (self.n_components + 1)
-        batch = 2 * self.batch_size
+        k = self.n_components
+        weights = columns * (k + self.hidden) + self.hidden * (k + 1) + 4 * k * k + 3 * k
+        rows, views = self.batch_size, 2 * self.batch_size
+        activations = 4 * ((rows + views) * columns + 1024 * rows
+                           + max(views * columns, views * (3 * self.hidden + 12 * k)))
         stages = {}
         if self._reduces(d, sparse):
             stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d)}
@@ -56,16 +59,15 @@ class SmoothedEncoder:
         stages["directions"] = {"graph": 12 * nnz + 8 * n, "second moments": 5 * 8 * columns**2,
                                 "chunk of rows": 2 * 4 * CHUNK * columns}
         stages["train"] = {"graph": 12 * nnz + 8 * n, "weights, gradients, Adam": 4 * 4 * weights,
-                           "activations": 4 * (batch * (3 * columns + 4 * self.hidden + 6 * self.n_components)
-                                               + 2 * self.batch_size**2),
+                           "activations": activations,
                            "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
         stages["embed"] = {"graph": 12 * nnz + 8 * n, "weights": 4 * weights,
-                           "chunk of rows": 4 * CHUNK * (2 * columns + 2 * self.hidden + 2 * self.n_components)}
+                           "chunk of rows": 4 * CHUNK * (2 * columns + 2 * self.hidden + 2 * k)}
         return stages
 
     def least_buffer(self, columns: int) -> int:
         """Bytes of the smallest read buffers: two minibatches."""
-        return 2 * 4 * self.batch_size * columns
+        return HyperbatchIterator.buffer_bytes_for(self.batch_size, columns)
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
@@ -107,6 +109,7 @@ class SmoothedEncoder:
         log.info("reducing %d feature columns to %d", d, self.reducer_.width)
         self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, folder)
         _save_arrays(file, self.reducer_.state_dict())
+        _memory.trim()
 
     def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
         """Write the store: blocks side by side, each centred and of its own length in every row."""
@@ -135,14 +138,18 @@ class SmoothedEncoder:
         FeatureStorage.from_blocks(path, (n, len(BLOCKS) * width), rows(), dtype=np.float32, overwrite=True).close()
         for block in blocks:
             block.close()
+        _memory.trim()
 
     def build(self, store: FeatureStorage) -> None:
         """The untrained encoder for a store of smoothed rows."""
         columns = store.shape[1]
         if self.n_components > columns:
             raise ValueError(f"n_components must be at most {columns} for these features, got {self.n_components}")
-        self.model_ = nn.ResidualMLP(columns, self.hidden, self.n_components, rng=stream(self.seed, "weights"))
-        self.model_.skip.weight.data[...] = _principal_directions(store, self.n_components, self.seed)
+        k, rng = self.n_components, stream(self.seed, "weights")
+        encoder = nn.ResidualMLP(columns, self.hidden, k, rng=rng)
+        encoder.skip.weight.data[...] = _principal_directions(store, k, self.seed)
+        self.model_ = nn.Projected(encoder, nn.ProjectionHead(k, 2 * k, k, rng=rng))
+        _memory.trim()
 
     def epochs(self, adjacency: csr_array, store: FeatureStorage, *, buffer: int, prefetch: bool):
         """A function ``(epoch, first)`` that gives an epoch's minibatches of shuffled rows from ``first`` on."""
@@ -164,7 +171,6 @@ class SmoothedEncoder:
         """Loss and gradients of one minibatch: two random views of the same rows are each other's positives."""
         x, count = batch.features, len(batch.features)
         views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])
-        self.model_.set_step_key(derive(key, "model"))
         z = self.model_(Tensor(views))
         loss = info_nce(z[:count], z[count:], temperature=self.temperature, symmetric=True)
         loss.backward()
@@ -182,7 +188,7 @@ class SmoothedEncoder:
             with nn.no_grad():
                 for start in range(0, n, CHUNK):
                     ids = np.arange(start, min(start + CHUNK, n))
-                    yield self.model_(Tensor(store.read_batch(ids))).data
+                    yield self.model_.encoder(Tensor(store.read_batch(ids))).data
 
         FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
 

@@ -1,6 +1,6 @@
 """Tape autograd over numpy arrays, and the layers of encoders."""
 from gnncy.nn.conv import SAGEConv
-from gnncy.nn.encoders import ResidualMLP
+from gnncy.nn.encoders import Projected, ResidualMLP
 from gnncy.nn.gradcheck import check_gradient
 from gnncy.nn.modules import *  # noqa: F403
 from gnncy.nn.modules import __all__ as _modules
@@ -8,4 +8,4 @@ from gnncy.nn.ops import *  # noqa: F403
 from gnncy.nn.ops import __all__ as _ops
 from gnncy.nn.tensor import Operation, Parameter, Tensor, no_grad
 
-__all__ = ["Operation", "Parameter", "ResidualMLP", "SAGEConv", "Tensor", "check_gradient", "no_grad", *_modules, *_ops]
+__all__ = ["Operation", "Parameter", "Projected", "ResidualMLP", "SAGEConv", "Tensor", "check_gradient", "no_grad", *_modules, *_ops]

@@ -43,3 +43,17 @@ class ResidualMLP(Module):
 
     def forward(self, x) -> Tensor:
         return ops.add(self.skip(x), self.second(ops.relu(self.first(x))))
+
+
+class Projected(Module):
+    """An encoder under a projection head that only training sees: ``encoder`` gives the embedding.
+
+    A contrastive loss discards what views do not share; behind a head, the embedding keeps more of it
+    (Chen et al., SimCLR, ICML 2020).
+    """
+
+    def __init__(self, encoder: Module, head: Module):
+        self.encoder, self.head = encoder, head
+
+    def forward(self, *inputs) -> Tensor:
+        return self.head(self.encoder(*inputs))

@@ -113,11 +113,13 @@ class Optimizer:
             out.append(array)
         return out
 
+    def numbers(self) -> dict:
+        """What :meth:`state_dict` holds beside arrays, ready for JSON."""
+        return {"kind": type(self).__name__, "steps": self.steps, **{name: getattr(self, name) for name in self.options}}
+
     def state_dict(self) -> dict:
         """A copy of everything that the next step depends on, apart from the parameters."""
-        return {"kind": type(self).__name__, "steps": self.steps,
-                **{name: getattr(self, name) for name in self.options},
-                **{slot: [x.copy() for x in self.state[slot]] for slot in self.slots}}
+        return self.numbers() | {slot: [x.copy() for x in self.state[slot]] for slot in self.slots}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where :meth:`state_dict` was taken; refused whole if it belongs to other parameters."""

@@ -212,6 +212,11 @@ class HyperbatchIterator:
         self._arenas = [_Arena(rows, dim, dtype) for _ in range(depth if self.prefetch else 1)]
         self._pass: _Pass | None = None
 
+    @staticmethod
+    def buffer_bytes_for(rows: int, dim: int, dtype=np.float32, num_buffers: int = 2) -> int:
+        """The least ``buffer_bytes`` for minibatches of at most ``rows`` distinct rows of width ``dim``."""
+        return rows * num_buffers * _row_bytes(dim, np.dtype(dtype))
+
     def __iter__(self) -> Iterator[HyperbatchResult]:
         self.close()
         if self.hotset is not None:

@@ -128,13 +128,14 @@ class Trainer:
         return stop
 
     def _save(self) -> None:
-        arrays = {f"model/{k}": v for k, v in self.model.state_dict().items()}
-        state = self.optimizer.state_dict()
-        slots = {k: v for k, v in state.items() if k in self.optimizer.slots}
-        arrays |= {f"optimizer/{k}/{i}": x for k, v in slots.items() for i, x in enumerate(v)}
-        numbers = {"epoch": self.epoch, "step": self.step, "total_steps": self.total_steps, "loss_sum": self._loss_sum.hex(), "samples": self._samples,
-                   "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
-                   "optimizer": {k: v for k, v in state.items() if k not in slots}}
+        # The arrays themselves, not copies: nothing changes them while they are written.
+        arrays = {f"model/{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        arrays |= {f"optimizer/{slot}/{i}": x for slot, values in self.optimizer.state.items()
+                   for i, x in enumerate(values)}
+        numbers = {"epoch": self.epoch, "step": self.step, "total_steps": self.total_steps,
+                   "loss_sum": self._loss_sum.hex(), "samples": self._samples, "stopped": self._stopped,
+                   "history": self.history, "fingerprint": self.fingerprint,
+                   "optimizer": self.optimizer.numbers()}
         self.snapshots.save(self.total_steps, arrays, numbers)
 
     def _restore(self) -> None:
