@@ -192,12 +192,11 @@ class _Problem:
         self.anchors, self.anchor_norms = self._unit(anchors, "anchors")
         self.positives, self.positive_norms = self._unit(positives, "positives")
         self.own = negatives is not None and negatives.ndim == 3
+        self.negatives: np.ndarray | None = None
         if self.own:
             self.negatives = np.asarray(negatives, self.dtype)
         elif negatives is not None:
             self.negatives, self.negative_norms = self._unit(negatives, "negatives")
-        else:
-            self.negatives = None
 
     def _unit(self, x, name):
         x = np.asarray(x, self.dtype)

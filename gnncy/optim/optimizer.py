@@ -144,9 +144,10 @@ class Optimizer:
 
 
 def _all_finite(flat: np.ndarray) -> bool:
-    ok = []
-    run_pieces(lambda a, b: ok.append(kernels.zero_times_sum(flat[a:b]) == 0), flat.size, _PIECE)
-    return all(ok)
+    bits = flat.view(np.uint32 if flat.dtype == np.float32 else np.uint64)
+    found: list[bool] = []
+    run_pieces(lambda a, b: found.append(kernels.all_finite(bits[a:b])), bits.size, _PIECE)
+    return all(found)
 
 
 def run_flat(kernel, grad: np.ndarray, scalars: tuple, *arrays: np.ndarray) -> None:

@@ -1,17 +1,27 @@
 """Optimizer steps, in place on flat memory. Arguments are checked by gnncy.optim."""
 from cython cimport floating
+from libc.stdint cimport uint32_t, uint64_t
 
 from ._math cimport root
 
 
-def zero_times_sum(const floating[::1] x):
-    """The sum of 0 x_i: 0 if all elements are finite, nan if one is not."""
+ctypedef fused bits_t:
+    uint32_t
+    uint64_t
+
+
+def all_finite(const bits_t[::1] x):
+    """Whether no float, given as its bits, has the exponent of nan and infinity (float rules could hide a nan)."""
     cdef Py_ssize_t i, n = x.shape[0]
-    cdef floating s = 0, zero = 0
+    cdef bits_t bad = 0, exponent
+    if bits_t is uint32_t:
+        exponent = <uint32_t>0x7F800000
+    else:
+        exponent = <uint64_t>0x7FF0000000000000
     with nogil:
         for i in range(n):
-            s += zero * x[i]
-    return s
+            bad |= (x[i] & exponent) == exponent
+    return bad == 0
 
 
 def adam(const floating[::1] grad, floating rate, floating beta1, floating beta2, floating root_correction,
