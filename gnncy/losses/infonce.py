@@ -1,4 +1,5 @@
 """InfoNCE with cosine similarity: in-batch, shared or per-anchor negatives; loss and analytic gradients."""
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -182,21 +183,20 @@ class _Problem:
                                  f"{anchors.shape}, got {negatives.shape}")
             arrays.append(negatives)
         self.dtype = np.result_type(*arrays)
-        self.candidates = n if negatives is None else negatives.shape[-2]
         if false_negatives is not None:
             false_negatives = np.asarray(false_negatives)
-            if false_negatives.dtype != bool or false_negatives.shape != (n, self.candidates):
-                raise ValueError(f"false_negatives must be boolean of shape {(n, self.candidates)}, got "
-                                 f"{false_negatives.dtype} of shape {false_negatives.shape}")
+            shape = (n, n if negatives is None else negatives.shape[-2])
+            if false_negatives.dtype != bool or false_negatives.shape != shape:
+                raise ValueError(f"false_negatives must be boolean of shape {shape}, got {false_negatives.dtype} of "
+                                 f"shape {false_negatives.shape}")
         self.false_negatives = false_negatives
         self.anchors, self.anchor_norms = self._unit(anchors, "anchors")
         self.positives, self.positive_norms = self._unit(positives, "positives")
-        self.own = negatives is not None and negatives.ndim == 3
-        self.negatives: np.ndarray | None = None
-        if self.own:
-            self.negatives = np.asarray(negatives, self.dtype)
-        elif negatives is not None:
+        self.form = "in_batch" if negatives is None else "shared" if negatives.ndim == 2 else "own"
+        if self.form == "shared":
             self.negatives, self.negative_norms = self._unit(negatives, "negatives")
+        elif self.form == "own":
+            self.negatives = np.asarray(negatives, self.dtype)
 
     def _unit(self, x, name):
         x = np.asarray(x, self.dtype)
@@ -209,26 +209,30 @@ class _Problem:
         n = len(self.anchors)
         return np.full(n, 1 / n if reduction == "mean" else 1)
 
-    def solve(self, weight):
+    def solve(self, weight: np.ndarray | None) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Each anchor's loss, and the gradients of their sum weighted by ``weight`` (none if it is None)."""
-        n, wanted = len(self.anchors), weight is not None
-        weight = np.asarray(weight if wanted else np.zeros(n), self.dtype)
-        if self.own:
-            return self._own_negatives(weight)
-        if self.negatives is not None:
-            losses, grads = self._streamed(self.anchors, self.positives, self.negatives, weight, wanted)
-            if wanted:
-                self._through_norms(self.negatives, self.negative_norms, grads[2])
+        wanted = weight is not None
+        weight = np.asarray(weight if wanted else np.zeros(len(self.anchors)), self.dtype)
+        left_out = self.false_negatives
+        if self.form == "own":
+            losses, grads = self._own_negatives(weight)
+        elif self.form == "shared":
+            losses, grads = self._streamed(self.anchors, self.positives, self.negatives, weight, wanted, left_out)
         else:
-            losses, grads = self._streamed(self.anchors, self.positives, None, weight, wanted)
+            losses, grads = self._streamed(self.anchors, self.positives, None, weight, wanted, left_out)
             if self.symmetric:
-                other, others = self._streamed(self.positives, self.anchors, None, weight, wanted)
+                left_out = None if left_out is None else left_out.T
+                other, others = self._streamed(self.positives, self.anchors, None, weight, wanted, left_out)
                 losses = (losses + other) / 2
-                if wanted:
-                    grads = tuple(np.multiply(g + h, 0.5, out=g) for g, h in zip(grads, others[::-1], strict=True))
-        if wanted:
-            self._through_norms(self.anchors, self.anchor_norms, grads[0])
-            self._through_norms(self.positives, self.positive_norms, grads[1])
+                for grad, back in zip(grads, others[::-1], strict=True):
+                    grad += back
+                    grad /= 2
+        if not wanted:
+            return losses, ()
+        self._through_norms(self.anchors, self.anchor_norms, grads[0])
+        self._through_norms(self.positives, self.positive_norms, grads[1])
+        if self.form == "shared":
+            self._through_norms(self.negatives, self.negative_norms, grads[2])
         return losses, grads
 
     @staticmethod
@@ -236,31 +240,27 @@ class _Problem:
         """Turn gradients by unit rows into gradients by the rows that were given, in place."""
         run_pieces(lambda a, b: rows.normalise_grad(unit[a:b], norms[a:b], grad[a:b], grad[a:b]), len(unit), 1024)
 
-    def _streamed(self, anchors, positives, negatives, weight, wanted):
-        """Losses against shared negatives, or the other positives, and gradients by unit rows."""
+    def _streamed(self, anchors, positives, negatives, weight, wanted, left_out):
+        """Losses against shared negatives, or (None) the other positives, and gradients by unit rows."""
         in_batch = negatives is None
         candidates = positives if in_batch else negatives
-        excluded = self.false_negatives
-        if excluded is not None and anchors is not self.anchors:
-            excluded = excluded.T
         n, k = len(anchors), len(candidates)
         temperature = self.dtype.type(self.temperature)
         positive = np.einsum("ij,ij->i", anchors, positives) / temperature
         shift, positive_grad = np.empty_like(positive), np.empty_like(positive)
         losses = np.empty(n)
-        by_anchors = np.empty_like(anchors) if wanted else None
-        by_candidates = np.zeros_like(candidates) if wanted else None
-        part = np.empty_like(candidates) if wanted else None
+        by_anchors, by_candidates, part = (np.empty_like(x if wanted else x[:0])
+                                           for x in (anchors, candidates, candidates))
         block = max(_PIECE, min(_BLOCK, _ELEMENTS // k // _PIECE * _PIECE))
         logits = np.empty((min(block, n), k), self.dtype)
-        scaled = anchors / temperature
 
-        def softmax(start, stop):
-            here = logits[start - first:stop - first]
-            np.matmul(scaled[start:stop], candidates.T, out=here)
+        def softmax(first, start, stop):
+            here = logits[start:stop]
+            start, stop = first + start, first + stop
+            np.matmul(anchors[start:stop] / temperature, candidates.T, out=here)
             own = np.arange(stop - start), np.arange(start, stop)
-            if excluded is not None:
-                here[excluded[start:stop]] = -np.inf
+            if left_out is not None:
+                here[left_out[start:stop]] = -np.inf
             if in_batch:
                 here[own] = -np.inf  # the positive stands apart
             np.maximum(here.max(axis=1), positive[start:stop], out=shift[start:stop])
@@ -273,20 +273,19 @@ class _Problem:
 
         for first in range(0, n, block):
             last = min(first + block, n)
-            run_pieces(lambda a, b, first=first: softmax(first + a, first + b), last - first, _PIECE)
+            run_pieces(functools.partial(softmax, first), last - first, _PIECE)
             if wanted:
                 if first == 0:
                     matmul(logits[:last - first].T, anchors[first:last], out=by_candidates)
                 else:
                     by_candidates += matmul(logits[:last - first].T, anchors[first:last], out=part)
-        if not wanted:
-            return losses, None
-        if in_batch:
+        if in_batch or not wanted:
             return losses, (by_anchors, by_candidates)
         by_anchors += positive_grad[:, None] * positives
         return losses, (by_anchors, positive_grad[:, None] * anchors, by_candidates)
 
     def _own_negatives(self, weight):
+        """Losses against each anchor's own negatives, gradients by unit anchors and positives and by negatives."""
         n, k, _ = self.negatives.shape
         temperature = self.dtype.type(self.temperature)
         positive = np.einsum("ij,ij->i", self.anchors, self.positives) / temperature
@@ -305,10 +304,7 @@ class _Problem:
         run_pieces(piece, n, 64)
         _check_norms(norms, self.negatives, "negatives")
         by_anchors += positive_grad[:, None] * self.positives
-        by_positives = positive_grad[:, None] * self.anchors
-        self._through_norms(self.anchors, self.anchor_norms, by_anchors)
-        self._through_norms(self.positives, self.positive_norms, by_positives)
-        return losses, (by_anchors, by_positives, by_negatives)
+        return losses, (by_anchors, positive_grad[:, None] * self.anchors, by_negatives)
 
 
 def _check_norms(norms: np.ndarray, x: np.ndarray, name: str) -> None:
