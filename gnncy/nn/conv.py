@@ -24,7 +24,8 @@ class SAGEConv(Module):
     -----
     Shapes: ``adjacency`` is a ``csr_array`` or a sampled block of shape (targets, sources) whose first sources are the
     targets themselves; ``x`` is (sources, in_features), the output (targets, out_features). Where the output is
-    narrower than the input, rows are multiplied before they are aggregated, which moves fewer bytes.
+    narrower than the input, rows are multiplied before they are aggregated, which moves fewer bytes. For several
+    passes over a whole graph make one block of it (``graph.Block.from_csr``), which keeps its transpose.
 
     References
     ----------
@@ -43,10 +44,10 @@ class SAGEConv(Module):
 
     def forward(self, adjacency, x) -> Tensor:
         x = x if isinstance(x, Tensor) else Tensor(x)
-        targets, sources = adjacency.shape
+        targets, sources = adjacency.shape if hasattr(adjacency, "shape") else (adjacency.n_dst, adjacency.n_src)
         if x.shape != (sources, self.in_features) or targets > sources:
             raise ValueError(f"x must have shape ({sources}, {self.in_features}) for an adjacency of shape "
-                             f"{adjacency.shape}, whose first sources are its targets; got {x.shape}")
+                             f"({targets}, {sources}), whose first sources are its targets; got {x.shape}")
         if self.out_features < self.in_features:
             neighbours = ops.aggregate(adjacency, ops.matmul(x, self.weight_neigh), self.reduce)
         else:

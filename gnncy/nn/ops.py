@@ -1,7 +1,7 @@
 """The operations of the tape: forward and backward side by side, each followed by the function that users call."""
 import numpy as np
 
-from gnncy import _linalg
+from gnncy import _linalg, graph
 from gnncy._check import check_float, check_int
 from gnncy._kernels import dropout as dropout_kernel
 from gnncy._kernels import elementwise, rows
@@ -531,16 +531,15 @@ def layer_norm(x, weight, bias, eps: float = 1e-5) -> Tensor:
 # -- graphs ------------------------------------------------------------------------------------------------------------
 
 class Aggregate(Operation):
-    def forward(self, x, adjacency, reduce):
-        from gnncy import graph
-        return graph.aggregate(adjacency, np.ascontiguousarray(x), reduce=reduce)
+    def forward(self, x, adjacency, **how):
+        self.save(adjacency, how)
+        return graph.aggregate(adjacency, x, **how)
 
     def backward(self, grad):
-        from gnncy import graph
-        return graph.aggregate_grad(self.options["adjacency"], np.ascontiguousarray(grad),
-                                    reduce=self.options["reduce"]),
+        adjacency, how = self.saved
+        return graph.aggregate_grad(adjacency, grad, **how),
 
 
-def aggregate(adjacency, x, reduce: str = "mean") -> Tensor:
+def aggregate(adjacency, x, reduce: str = "mean", weighted: bool = False) -> Tensor:
     """Sum or mean of the neighbours' rows, for a ``csr_array`` or a sampled block of shape (targets, sources)."""
-    return Aggregate.apply(x, adjacency=adjacency, reduce=reduce)
+    return Aggregate.apply(x, adjacency=adjacency, reduce=reduce, weighted=weighted)
