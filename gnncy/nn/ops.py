@@ -332,6 +332,21 @@ def log_softmax(x, axis: int = -1) -> Tensor:
 
 # -- activations -------------------------------------------------------------------------------------------------------
 
+class Relu(Operation):
+    def forward(self, x):
+        out = _elementwise(elementwise.relu, (x,))
+        self.save(out)
+        return out
+
+    def backward(self, grad):
+        return _elementwise(elementwise.relu_grad, (self.saved[0], grad)),
+
+
+def relu(x) -> Tensor:
+    """``max(x, 0)``; its gradient at 0 is 0."""
+    return Relu.apply(x)
+
+
 class LeakyRelu(Operation):
     def forward(self, x, slope):
         out = _elementwise(elementwise.leaky_relu, (x,), slope)
@@ -342,14 +357,9 @@ class LeakyRelu(Operation):
         return _elementwise(elementwise.leaky_relu_grad, (self.saved[0], grad), self.options["slope"]),
 
 
-def relu(x) -> Tensor:
-    """``max(x, 0)``; its gradient at 0 is 0."""
-    return LeakyRelu.apply(x, slope=0.0)
-
-
 def leaky_relu(x, slope: float = 0.01) -> Tensor:
     """``x`` where positive, else ``slope x``."""
-    return LeakyRelu.apply(x, slope=check_float(slope, "slope", 0))
+    return LeakyRelu.apply(x, slope=check_float(slope, "slope", above=0))
 
 
 class Elu(Operation):

@@ -75,11 +75,11 @@ def test_prelu(shape, slopes):
 
 def test_relu_masks_the_gradient_and_shows_nan():
     # S4-32: the reference's ReLU passes the gradient unmasked.
-    x = nn.Tensor([-1.0, 0.0, 2.0, np.nan], requires_grad=True)
+    x = nn.Tensor([-1.0, 0.0, 2.0, -np.inf, np.nan], requires_grad=True)
     y = nn.relu(x)
-    np.testing.assert_array_equal(y.data, [0, 0, 2, np.nan])
-    y.backward(np.ones(4))
-    np.testing.assert_array_equal(x.grad[:3], [0, 0, 1])
+    np.testing.assert_array_equal(y.data, [0, 0, 2, 0, np.nan])
+    y.backward(np.array([np.inf, 1, 1, 1, 1]))
+    np.testing.assert_array_equal(x.grad[:4], [0, 0, 1, 0])
 
 
 def test_sigmoid_and_logsumexp_are_safe_for_large_values():

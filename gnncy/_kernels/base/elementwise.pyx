@@ -12,6 +12,24 @@ def exponential(const floating[::1] x, floating[::1] out):
             out[i] = expo(x[i])
 
 
+def relu(const floating[::1] x, floating[::1] out):
+    """Write x where x >= 0, else 0; a nan stays."""
+    cdef Py_ssize_t i, n = x.shape[0]
+    cdef floating zero = 0
+    with nogil:
+        for i in range(n):
+            out[i] = zero if x[i] < zero else x[i]
+
+
+def relu_grad(const floating[::1] out, const floating[::1] grad, floating[::1] grad_x):
+    """Write the gradient through :func:`relu` (0 at 0) from its output."""
+    cdef Py_ssize_t i, n = out.shape[0]
+    cdef floating zero = 0
+    with nogil:
+        for i in range(n):
+            grad_x[i] = grad[i] if out[i] > zero else zero
+
+
 def leaky_relu(const floating[::1] x, floating slope, floating[::1] out):
     """Write x where x >= 0, else slope x."""
     cdef Py_ssize_t i, n = x.shape[0]
