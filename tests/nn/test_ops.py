@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from gnncy import nn
+from gnncy._linalg import matmul_rows
 from gnncy._threads import working_threads
 
 
@@ -238,3 +239,14 @@ def test_non_contiguous_inputs():
 def test_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="empty"):
         nn.mean(nn.Tensor(np.ones((0, 3))))
+
+
+@pytest.mark.parametrize("n", [1, 8192, 8193, 8 * 8192, 8 * 8192 + 1, 100_000])
+def test_products_over_many_rows_are_summed_in_fixed_pieces(n):
+    a, b = (np.random.default_rng(s).normal(size=(n, 3)) for s in range(2))
+    with working_threads(1):
+        one = matmul_rows(a, b)
+    with working_threads(2):
+        two = matmul_rows(a, b)
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_allclose(one, a.T @ b, rtol=1e-10, atol=1e-10)
