@@ -539,7 +539,6 @@ def _writing(path, shape: tuple[int, int], dtype, order, overwrite: bool) -> Ite
             reserve(fd, path, PAGE + shape[0] * shape[1] * dtype.itemsize)
             write_all(fd, path, header, 0)
             yield _Writer(fd, path, shape, dtype, position)
-            os.fsync(fd)
         finally:
             os.close(fd)
         # From here to the new sidecar an ordered file has an order and no sidecar, which `_read_sidecar` refuses:

@@ -147,10 +147,12 @@ def test_decay_for_ever_keeps_the_order():
         hot.decay_counts()
         counts = hot.counts()
         assert all(math.isfinite(c) for c in counts.values()) and counts[1] > counts[2] > counts[3] == 0, age
-    hot.record_access([3, 8])
+    for _ in range(500):  # counts vanish, and are then ordered by id
+        hot.decay_counts()
+    assert hot.counts() == {1: 0, 2: 0, 3: 0}
+    hot.record_access([1, 8])
     hot.insert([8], [row(8)])
-    assert [i for i in range(10) if i in hot] == [1, 3, 8] or [i for i in range(10) if i in hot] == [1, 2, 8] \
-        or sorted(hot.counts(), key=lambda i: -hot.counts()[i])[:3] == [i for i in range(10) if i in hot]
+    assert [i for i in range(10) if i in hot] == [1, 3, 8]
 
 
 def test_s0_21_counts_are_bounded():
@@ -218,7 +220,8 @@ def test_a_restored_state_goes_on_as_before():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("change", [dict(capacity=3), dict(dim=4), dict(dtype="float64"), dict(version=2), dict(version=None)])
+@pytest.mark.parametrize("change", [dict(capacity=3), dict(dim=4), dict(dtype="float64"), dict(version=2),
+                                    dict(version=None)])
 def test_a_state_of_another_hotset_is_refused(change):
     state = AdaptiveHotset(2, 3).state_dict()
     with pytest.raises(ValueError, match=f"state has {next(iter(change))}="):
@@ -229,7 +232,8 @@ def test_a_damaged_state_is_refused_and_changes_nothing():
     hot = AdaptiveHotset(2, 3)
     hot.insert([1, 2], [row(1), row(2)])
     state = hot.state_dict()
-    for change in (dict(ids=[1, 1]), dict(counts=[1.0]), dict(rows=np.zeros((1, 3))), dict(ghost_ids=[1], ghost_counts=[0.0]),
+    for change in (dict(ids=[1, 1]), dict(counts=[1.0]), dict(rows=np.zeros((1, 3))), dict(ghost_ids=[1],
+                                                                                           ghost_counts=[0.0]),
                    dict(ids=[1, 2, 3], counts=[1.0] * 3, rows=np.zeros((3, 3)))):
         with pytest.raises(ValueError, match="damaged"):
             hot.load_state_dict({**state, **change})
@@ -238,7 +242,8 @@ def test_a_damaged_state_is_refused_and_changes_nothing():
 
 def test_bad_arguments():
     for options, error in ((dict(capacity=-1), ValueError), (dict(capacity=1.5), TypeError), (dict(dim=0), ValueError),
-                           (dict(decay=0.0), ValueError), (dict(decay=1.5), ValueError), (dict(decay=np.nan), ValueError),
+                           (dict(decay=0.0), ValueError), (dict(decay=1.5), ValueError), (dict(decay=np.nan),
+                                                                                          ValueError),
                            (dict(dtype=np.int32), ValueError), (dict(ghosts=-1), ValueError)):
         with pytest.raises(error, match=next(iter(options))):
             AdaptiveHotset(**{"capacity": 2, "dim": 3, **options})
