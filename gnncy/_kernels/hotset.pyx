@@ -101,20 +101,26 @@ cdef class Heap:
         cdef int32_t slot = self.slots[self.n]
         self.id[slot] = id
         self.count[slot] = count
-        self.n += 1
+        self.n = self.n + 1
         self.up(self.n - 1)
         return slot
 
     cdef void remove(self, int32_t slot) noexcept nogil:
         cdef Py_ssize_t i = self.place[slot]
         cdef int32_t last
-        self.n -= 1
+        self.n = self.n - 1
         last = self.slots[self.n]
         self.put(self.n, slot)
         if last != slot:
             self.put(i, last)
             self.up(i)
             self.down(self.place[last])
+
+    cdef void replace(self, int32_t slot, int64_t id, double count) noexcept nogil:
+        self.id[slot] = id
+        self.count[slot] = count
+        self.up(self.place[slot])
+        self.down(self.place[slot])
 
     cdef void rebuild(self) noexcept nogil:
         cdef Py_ssize_t i
@@ -172,14 +178,16 @@ cdef class Table:
 
     cdef void haunt(self, int64_t id, double count) noexcept nogil:
         """Remember an id that is in neither heap as a ghost, in place of the least one if there is no room."""
-        cdef int32_t least
+        cdef int32_t slot
         if self.ghost_capacity == 0:
             return
-        if self.ghosts.n == self.ghost_capacity:
-            least = self.ghosts.slots[0]
-            self.forget(self.ghosts.id[least])
-            self.ghosts.remove(least)
-        self.store(id, -1 - self.ghosts.push(id, count))
+        if self.ghosts.n < self.ghost_capacity:
+            slot = self.ghosts.push(id, count)
+        else:
+            slot = self.ghosts.slots[0]
+            self.forget(self.ghosts.id[slot])
+            self.ghosts.replace(slot, id, count)
+        self.store(id, -1 - slot)
 
     cdef int32_t touch(self, int64_t id) noexcept nogil:
         """Count an access; returns the cached slot, or -1."""
@@ -201,7 +209,7 @@ cdef class Table:
     cdef int32_t admit(self, int64_t id) noexcept nogil:
         """A cached slot for ``id``, or -1 if every cached id has a greater (count, id)."""
         cdef Py_ssize_t i = find(self.keys, id)
-        cdef int32_t slot = -1, ghost = -1
+        cdef int32_t slot, ghost = -1
         cdef double count = 0, evicted_count
         cdef int64_t evicted
         if self.keys[i] != -1:
@@ -209,22 +217,26 @@ cdef class Table:
                 return self.values[i]
             ghost = -1 - self.values[i]
             count = self.ghosts.count[ghost]
-        if self.cached.n == self.capacity:
-            if self.capacity == 0:
-                return -1
-            slot = self.cached.slots[0]
-            evicted = self.cached.id[slot]
-            evicted_count = self.cached.count[slot]
-            if count < evicted_count or (count == evicted_count and id < evicted):
-                return -1
+        if self.cached.n < self.capacity:
+            if ghost >= 0:
+                self.ghosts.remove(ghost)
+            slot = self.cached.push(id, count)
+            self.store(id, slot)
+            return slot
+        if self.capacity == 0:
+            return -1
+        slot = self.cached.slots[0]
+        evicted = self.cached.id[slot]
+        evicted_count = self.cached.count[slot]
+        if count < evicted_count or (count == evicted_count and id < evicted):
+            return -1
+        if ghost >= 0:  # the two change places
+            self.ghosts.replace(ghost, evicted, evicted_count)
+            self.store(evicted, -1 - ghost)
+        else:
             self.forget(evicted)
-            self.cached.remove(slot)
-        if ghost >= 0:
-            self.ghosts.remove(ghost)
-            self.forget(id)
-        if slot >= 0:
             self.haunt(evicted, evicted_count)
-        slot = self.cached.push(id, count)
+        self.cached.replace(slot, id, count)
         self.store(id, slot)
         return slot
 
