@@ -82,7 +82,8 @@ class Sparse(OnDisk):
 
     def setup(self, reader):
         rng = np.random.default_rng(0)
-        self.x = sp.random_array((50_000, 5_000), density=0.002, format="csr", dtype=np.float32, rng=rng)
+        entries = rng.integers(0, 50_000, 500_000), rng.integers(0, 5_000, 500_000)
+        self.x = sp.csr_array((np.ones(500_000, np.float32), entries), shape=(50_000, 5_000))
         self.ids = rng.integers(0, 50_000, 10_000)
         self.store = SparseFeatureStorage.from_csr(self.x, self.make())
 

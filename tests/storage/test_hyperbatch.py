@@ -3,6 +3,7 @@ import gc
 import os
 import threading
 import time
+import tracemalloc
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,6 +123,25 @@ def test_features_are_the_callers_to_keep(x):
         result.features[:] = -1
     for got, ids in zip(kept, batches, strict=True):
         np.testing.assert_array_equal(got, x[ids])
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_memory_stays_within_the_buffers(tmp_path, prefetch):
+    rng = np.random.default_rng(4)
+    FeatureStorage.from_array(rng.random((20_000, 128), dtype=np.float32), tmp_path / "x.npy").close()
+    batches = [rng.integers(0, 20_000, 500) for _ in range(60)]
+    buffers, copies, reading = 3_000_000, 2 * 500 * 512, 1 << 20
+    with FeatureStorage(tmp_path / "x.npy") as store:
+        tracemalloc.start()
+        try:
+            loader = HyperbatchIterator(store, batches, buffer_bytes=buffers, prefetch=prefetch)
+            for _ in range(2):
+                assert sum(len(result.node_ids) for result in loader) == 30_000
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert loader.statistics.bytes_read > 2 * buffers
+    assert peak < buffers + copies + reading + 300_000
 
 
 def test_a_minibatch_that_does_not_fit_names_what_would(x):
