@@ -1,4 +1,5 @@
 """Readers of users' own graphs."""
+import csv
 import gzip
 import os
 import zipfile
@@ -184,19 +185,22 @@ def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]
         first = list(islice(_lines(path), 2))
         if not first:
             return np.empty((0, 2), np.int64), None
-        separator = next((c for c in ",\t;" if c in first[-1]), None)
-        rows = [[field.strip().strip("\"'") for field in line.split(separator)] for line in first]
+        separator = next((c for c in "\t,;" if c in first[-1]), None)
+        rows = [_fields(line, separator) for line in first]
         width = len(rows[-1])
         if width not in (2, 3):
             raise GraphFormatError(f"{path}: an edge needs two or three columns (two nodes, a weight), got {width}: "
                                    f"{first[-1].strip()!r}")
-        options: Any = {"delimiter": separator, "comments": None, "quotechar": '"', "skiprows": int(_is_header(rows))}
+        header = _is_header(rows)
+        if header and len(rows) == 1:
+            return np.empty((0, 2), np.int64), None
+        options: Any = {"delimiter": separator, "comments": None, "quotechar": '"', "skiprows": int(header)}
         columns = [("u", np.int64), ("v", np.int64), ("w", np.float64)][:width]
         try:
             table = np.loadtxt(_lines(path), columns, ndmin=1, **options)
             return np.stack([table["u"], table["v"]], axis=1), table["w"] if width == 3 else None
         except ValueError:
-            if not names or all(_number(field, int) for field in rows[-1]):
+            if not names:
                 raise
         table = np.char.strip(np.loadtxt(_lines(path), str, ndmin=2, **options))
         return table[:, :2], table[:, 2].astype(np.float64) if width == 3 else None
@@ -210,6 +214,12 @@ def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]
                                ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise GraphFormatError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _fields(line: str, separator: str | None) -> list[str]:
+    if separator is None:
+        return line.split()
+    return [field.strip() for field in next(csv.reader([line], delimiter=separator, skipinitialspace=True))]
 
 
 def _number(field: str, kind) -> bool:
