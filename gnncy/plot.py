@@ -163,7 +163,7 @@ def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_p
     ----------
     Z : array or feature store of shape (n, d)
     labels : int array of shape (n,), optional
-        The eight most frequent classes get a colour each, the others are grey.
+        The eight most frequent classes get a colour each; the others, and -1 for no label, are grey.
     class_names : sequence of str, optional
         Names for the labels 0, 1, ...
     max_points : int
@@ -225,7 +225,8 @@ def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_p
 def _scatter_classes(ax, points, labels, class_names, style, random) -> None:
     from matplotlib.lines import Line2D
     classes, count = np.unique(labels, return_counts=True)
-    frequent = classes[np.argsort(-count, kind="stable")[:len(_COLOURS)]]
+    frequent = classes[np.argsort(np.where(classes < 0, 0, -count), kind="stable")[:len(_COLOURS)]]
+    frequent = frequent[frequent >= 0]
     colour = np.full(len(labels), _OTHERS, dtype=object)
     for value, label in zip(_COLOURS, frequent, strict=False):
         colour[labels == label] = value
