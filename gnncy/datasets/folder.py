@@ -1,8 +1,8 @@
 """A graph with features and labels as a folder of plain files, written and opened without holding it in memory.
 
 ``indptr.npy``, ``indices.npy`` and ``data.npy`` are the adjacency matrix in CSR form, ``features.npy`` the feature
-store, ``labels.npy`` and ``split.npz`` what they say; ``meta.json`` holds the rest and is written last, so that a
-folder without it is an unfinished one.
+store, ``labels.npy`` the labels and ``split.npy`` 0, 1 or 2 for training, validation and test nodes; ``meta.json``
+holds the rest and is written last, so that a folder without it is an unfinished one.
 """
 import json
 import os
@@ -53,7 +53,9 @@ def write_adjacency(folder: Path, keys: Iterable[np.ndarray], n: int, bits: int,
     with (replacing(folder / "indptr.npy") as p, replacing(folder / "indices.npy") as i,
           replacing(folder / "data.npy") as d,
           _Appendable(p, dtype) as indptr, _Appendable(i, dtype) as indices, _Appendable(d, np.float32) as data):
-        for piece in _pieces(keys):
+        for piece in keys:
+            if not piece.size:
+                continue
             # Rows that begin at or before the last key; the others begin in a later piece.
             for rows in _ranges(indptr.length, (int(piece[-1]) >> bits) + 1):
                 indptr.append(indices.length + np.searchsorted(piece, rows << bits))
@@ -62,12 +64,6 @@ def write_adjacency(folder: Path, keys: Iterable[np.ndarray], n: int, bits: int,
         for rows in _ranges(indptr.length, n + 1):
             indptr.append(np.full(len(rows), indices.length))
         return indices.length
-
-
-def _pieces(arrays) -> Iterator[np.ndarray]:
-    for array in arrays:
-        for start in range(0, len(array), _PIECE):
-            yield array[start:start + _PIECE]
 
 
 def _ranges(start: int, stop: int) -> Iterator[np.ndarray]:
@@ -80,12 +76,11 @@ def index_dtype(most: int):
     return np.int32 if most < 2**31 else np.int64
 
 
-def write_labels(folder: Path, labels: np.ndarray, split: Split) -> None:
-    """Write ``labels.npy`` and ``split.npz``."""
-    with replacing(folder / "labels.npy") as path, open(path, "wb") as file:
-        np.save(file, labels)
-    with replacing(folder / "split.npz") as path, open(path, "wb") as file:
-        np.savez(file, **split._asdict())
+def write_vector(path: Path, pieces: Iterable[np.ndarray], dtype) -> None:
+    """Write an array that comes in pieces."""
+    with replacing(path) as temporary, _Appendable(temporary, dtype) as array:
+        for piece in pieces:
+            array.append(piece)
 
 
 def write_meta(folder: Path, **fields) -> None:
@@ -181,7 +176,6 @@ def open_graph(folder: str | os.PathLike) -> GraphDataset:
     meta = _meta(folder)
     n = meta["n_nodes"]
     labels = _load(folder / "labels.npy", (n,))
-    with np.load(folder / "split.npz", allow_pickle=False) as parts:
-        split = Split(*(parts[name] for name in Split._fields))
+    split = Split.from_parts(_load(folder / "split.npy", (n,)))
     features = FeatureStorage.open(folder / "features.npy")
     return GraphDataset(meta["name"], adjacency, features, labels, tuple(meta["class_names"]), split, meta["licence"])

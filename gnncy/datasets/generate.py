@@ -19,8 +19,8 @@ from gnncy._kernels import generate
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from, stream
 from gnncy._threads import run_pieces
-from gnncy.datasets.dataset import GraphDataset, random_split
-from gnncy.datasets.folder import index_dtype, new_folder, write_adjacency, write_labels, write_meta
+from gnncy.datasets.dataset import GraphDataset, Split, random_parts
+from gnncy.datasets.folder import index_dtype, new_folder, write_adjacency, write_meta, write_vector
 from gnncy.datasets.sorting import distinct
 from gnncy.errors import MemoryLimitError
 
@@ -28,7 +28,7 @@ _LICENCE = "generated: free of rights"
 _DRAWS = 1 << 16  # edges drawn at a time
 _ROWS = 1024  # rows of features from one random stream: never change it, the bits depend on it
 _SCRATCH = 8 << 20  # bytes for the edges in hand
-_KEY = 18  # bytes for a key being sorted
+_KEY = 8  # bytes for a key being sorted
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,9 @@ class _Recipe:
     def class_names(self) -> tuple[str, ...]:
         return tuple(f"class {c}" for c in range(self.n_classes))
 
-    def labels(self) -> np.ndarray:
-        out = np.empty(self.n_nodes, np.int64)
-
-        def piece(start, stop):
-            out[start:stop] = self.label(np.arange(start, stop))
-
-        run_pieces(piece, self.n_nodes, _DRAWS)
-        return out
+    def labels(self) -> Iterator[np.ndarray]:
+        for start in range(0, self.n_nodes, _DRAWS):
+            yield self.label(np.arange(start, min(start + _DRAWS, self.n_nodes)))
 
     def arcs(self) -> Iterator[np.ndarray]:
         """Both directions of every edge drawn, as ``source << bits | target``, without self loops."""
@@ -73,7 +68,9 @@ class _Recipe:
             yield np.concatenate([u << self.bits | v, v << self.bits | u])
 
     def keys(self, capacity: int, folder: Path | None = None) -> Iterator[np.ndarray]:
-        return distinct(self.arcs(), 2 * self.n_draws, 0, self.n_nodes << self.bits, capacity, folder)
+        """The distinct arcs, ascending; ``capacity`` of them are held at a time, the others in ``folder``."""
+        buffer = np.empty(min(capacity, 2 * self.n_draws), np.int64)
+        return distinct(self.arcs(), 2 * self.n_draws, 0, self.n_nodes << self.bits, buffer, folder)
 
     def centres(self) -> np.ndarray:
         return stream(self.seed, "centres").standard_normal((self.n_classes, self.n_features), np.float32)
@@ -93,7 +90,7 @@ class _Recipe:
     def make(self) -> GraphDataset:
         """The data set in memory."""
         n = self.n_nodes
-        keys = next(self.keys(2 * self.n_draws))
+        keys = np.concatenate([np.empty(0, np.int64), *self.keys(2 * self.n_draws)])
         dtype = index_dtype(2 * self.n_draws)
         indptr = np.searchsorted(keys, np.arange(n + 1) << self.bits).astype(dtype)
         indices = (keys & ((1 << self.bits) - 1)).astype(dtype)
@@ -104,15 +101,15 @@ class _Recipe:
             features[start:stop] = self.rows(centres, start, stop)
 
         run_pieces(piece, n, _ROWS)
-        return GraphDataset(self.name, adjacency, features, self.labels(), self.class_names,
-                            random_split(n, self.seed), _LICENCE)
+        return GraphDataset(self.name, adjacency, features, np.concatenate(list(self.labels())), self.class_names,
+                            Split.from_parts(random_parts(n, self.seed)), _LICENCE)
 
     def write(self, folder: str | os.PathLike, memory_limit: int | float | str) -> None:
         """The data set as a folder."""
         from gnncy.storage import FeatureStorage
         limit = parse_bytes(memory_limit)
-        # Beyond the scratch: labels, or the split and the permutation that it is cut from; centres and a block.
-        least = _SCRATCH + max(16 * self.n_nodes, 4 * self.n_features * (self.n_classes + 4 * _ROWS), _KEY * _DRAWS)
+        # Beyond the scratch: the split and the permutation that it is cut from; or centres and blocks; or keys.
+        least = _SCRATCH + max(9 * self.n_nodes, 4 * self.n_features * (self.n_classes + 4 * _ROWS), _KEY * _DRAWS)
         if limit < least:
             raise MemoryLimitError(f"memory_limit of {format_bytes(limit)} is too small to write {self.name} with "
                                    f"{self.n_nodes:,} nodes; at least {format_bytes(least)} are needed")
@@ -120,7 +117,8 @@ class _Recipe:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".spill-") as spill:
             keys = self.keys((limit - _SCRATCH) // _KEY, Path(spill))
             arcs = write_adjacency(folder, keys, self.n_nodes, self.bits, 2 * self.n_draws)
-        write_labels(folder, self.labels(), random_split(self.n_nodes, self.seed))
+        write_vector(folder / "labels.npy", self.labels(), np.int64)
+        write_vector(folder / "split.npy", [random_parts(self.n_nodes, self.seed)], np.uint8)
         FeatureStorage.from_blocks(folder / "features.npy", (self.n_nodes, self.n_features), self.blocks(),
                                    dtype=np.float32, overwrite=True).close()
         write_meta(folder, name=self.name, n_nodes=self.n_nodes, n_edges=arcs // 2, n_features=self.n_features,
@@ -253,7 +251,7 @@ def write_sbm(folder: str | os.PathLike, n_nodes: int, n_classes: int = 8, *, de
     folder : path
         Made if need be; a folder that holds a whole graph is refused.
     memory_limit : int or str
-        Bytes to be held at a time, such as ``"256MB"``; at least 16 a node and 8 MB.
+        Bytes to be held at a time, such as ``"256MB"``; at least 9 a node and 8 MB.
     n_nodes, n_classes, degree, homophily, n_features, feature_noise, seed
         As in :func:`make_sbm`.
 

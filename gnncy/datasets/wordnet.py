@@ -75,6 +75,5 @@ def load_wordnet() -> GraphDataset:
     n = len(labels)
     adjacency = _csr(degree, neighbours, np.ones(len(neighbours), np.float32), n)
     features = _csr(n_words, words, counts.astype(np.float32), 15_518)
-    split = Split(*(np.flatnonzero(part == i) for i in range(3)))
     licence = (_DATA / "WORDNET-LICENSE.txt").read_text(encoding="utf-8")
-    return GraphDataset("wordnet", adjacency, features, labels, _CLASSES, split, licence, _names)
+    return GraphDataset("wordnet", adjacency, features, labels, _CLASSES, Split.from_parts(part), licence, _names)
