@@ -12,7 +12,6 @@ import numpy as np
 from gnncy import _doctor, _files, _memory
 from gnncy._threads import working_threads
 from gnncy.datasets import GraphDataset, load_wordnet, open_graph, read_graph
-from gnncy.datasets.dataset import random_split
 from gnncy.errors import GnncyError
 from gnncy.estimators import GraphEncoder
 from gnncy.evaluate import linear_probe, majority_baseline
@@ -122,7 +121,7 @@ def _load(options) -> GraphDataset:
         data = open_graph(path)
     elif path.exists():
         adjacency = read_graph(path)
-        data = GraphDataset(path.stem, adjacency, None, np.zeros(0, np.int64), (), random_split(adjacency.shape[0], 0), "")
+        data = GraphDataset(path.stem, adjacency, None, np.zeros(0, np.int64), (), None, "")
     else:
         raise UsageError(f"unknown data set or missing file: {options.graph!r}; give 'wordnet', or a path to a .npz "
                          "(scipy.sparse.save_npz), .mtx, edge list or graph folder")

@@ -47,7 +47,7 @@ class GraphDataset:
     features : array, csr_array or :class:`~gnncy.storage.FeatureStorage` of shape (n_nodes, n_features)
     labels : ndarray of shape (n_nodes,), int64
     class_names : tuple of str
-    split : Split
+    split : Split or None
     feature_names, node_names : list of str or None
         Read from the file when asked for.
     licence : str
@@ -59,7 +59,7 @@ class GraphDataset:
     features: Any
     labels: np.ndarray
     class_names: tuple[str, ...]
-    split: Split
+    split: Split | None
     licence: str
     _names: Callable[[str], list[str] | None] = field(default=_no_names)
 

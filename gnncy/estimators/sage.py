@@ -121,6 +121,8 @@ class SageEncoder:
                 yield PairBatch(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)], place[len(anchors):])
 
         def batches(epoch: int, first: int):
+            if hotset is not None:
+                hotset.decay_counts()
             return HyperbatchIterator(store, pairs(epoch, first), buffer_bytes=reads, prefetch=prefetch, hotset=hotset)
 
         return batches

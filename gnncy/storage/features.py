@@ -3,6 +3,7 @@ import errno
 import fcntl
 import json
 import os
+import sys
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -483,7 +484,7 @@ class FeatureStorage:
         self.close()
 
     def __del__(self):
-        if getattr(self, "_fd", -1) >= 0:
+        if getattr(self, "_fd", -1) >= 0 and not sys.is_finalizing():
             if self._pid == os.getpid():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
