@@ -9,7 +9,7 @@ ctypedef fused index:
     int64_t
 
 cdef enum:
-    SHORT = 48  # rows up to here are sorted by counting smaller entries, longer ones by radix
+    SHORT = 80  # rows up to here are sorted by counting smaller entries, longer ones by radix
 
 
 def form(const index[::1] indptr, const index[::1] indices, Py_ssize_t n_columns):
@@ -104,48 +104,62 @@ def permute(const index[::1] indptr, const index[::1] indices, const floating[::
             const index[::1] inverse, Py_ssize_t start, Py_ssize_t stop, index[::1] keys, floating[::1] values,
             const index[::1] out_indptr, index[::1] out_indices, floating[::1] out_data):
     """Write rows start..stop of A[order][:, order], columns sorted. keys and values hold the longest row."""
-    cdef Py_ssize_t i, j, k, p, q, at, length, shift, n = order.shape[0]
-    cdef index key, rank
+    cdef Py_ssize_t i, j, k, p, q, length, shift, n = order.shape[0]
+    cdef index key
+    cdef index *key_from
+    cdef index *key_to
+    cdef floating *value_from
+    cdef floating *value_to
+    cdef index[SHORT] rank
     cdef Py_ssize_t[257] first
     with nogil:
         for i in range(start, stop):
+            if i + 16 < stop:
+                prefetch(&indptr[order[i + 16]])
+            if i + 8 < stop:
+                p = indptr[order[i + 8]]
+                prefetch(&indices[p])
+                prefetch(&data[p])
+            if i + 2 < stop:
+                p = indptr[order[i + 2]]
+                for k in range(min(out_indptr[i + 3] - out_indptr[i + 2], SHORT)):
+                    prefetch(&inverse[indices[p + k]])
             p = indptr[order[i]]
             q = out_indptr[i]
             length = out_indptr[i + 1] - q
-            if i + 8 < stop:
-                prefetch(&indptr[order[i + 8]])
-            if i + 4 < stop:
-                prefetch(&indices[indptr[order[i + 4]]])
-                prefetch(&data[indptr[order[i + 4]]])
             for k in range(length):
                 keys[k] = inverse[indices[p + k]]
             if length <= SHORT:
                 for k in range(length):
-                    key = keys[k]
-                    rank = 0
-                    for j in range(length):
-                        rank += keys[j] < key
-                    out_indices[q + rank] = key
-                    out_data[q + rank] = data[p + k]
+                    rank[k] = 0
+                for j in range(length):
+                    key = keys[j]
+                    for k in range(length):
+                        rank[k] += key < keys[k]
+                for k in range(length):
+                    out_indices[q + rank[k]] = keys[k]
+                    out_data[q + rank[k]] = data[p + k]
                 continue
             for k in range(length):
                 values[k] = data[p + k]
+            # From one pair of arrays to the other and back, a byte of the key at a time.
+            key_from, key_to, value_from, value_to = &keys[0], &out_indices[q], &values[0], &out_data[q]
             shift = 0
             while (n - 1) >> shift:
                 for j in range(257):
                     first[j] = 0
                 for k in range(length):
-                    first[((keys[k] >> shift) & 255) + 1] += 1
+                    first[((key_from[k] >> shift) & 255) + 1] += 1
                 for j in range(256):
                     first[j + 1] += first[j]
                 for k in range(length):
-                    j = (keys[k] >> shift) & 255
-                    at = q + first[j]
+                    j = (key_from[k] >> shift) & 255
+                    key_to[first[j]] = key_from[k]
+                    value_to[first[j]] = value_from[k]
                     first[j] += 1
-                    out_indices[at] = keys[k]
-                    out_data[at] = values[k]
                 shift += 8
-                if (n - 1) >> shift:
-                    for k in range(length):
-                        keys[k] = out_indices[q + k]
-                        values[k] = out_data[q + k]
+                key_from, key_to, value_from, value_to = key_to, key_from, value_to, value_from
+            if key_from == &keys[0]:
+                for k in range(length):
+                    out_indices[q + k] = keys[k]
+                    out_data[q + k] = values[k]

@@ -12,7 +12,7 @@ ctypedef fused index:
     int64_t
 
 cdef enum:
-    AHEAD = 6  # rows of x asked for before their turn
+    AHEAD = 12  # rows of x asked for before their turn
 
 
 def gather_sum(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x,
