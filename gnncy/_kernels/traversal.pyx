@@ -89,7 +89,9 @@ def bfs(const index[::1] indptr, const index[::1] indices, const int64_t[::1] ro
             while head < tail:
                 if head + 16 < tail:
                     prefetch(&indptr[order[head + 16]])
-                    prefetch(&indices[indptr[order[head + 8]]])
+                    p = indptr[order[head + 8]]
+                    if p < indices.shape[0]:
+                        prefetch(&indices[p])
                 u = order[head]
                 head += 1
                 for p in range(indptr[u], indptr[u + 1]):
@@ -116,7 +118,7 @@ def permute(const index[::1] indptr, const index[::1] indices, const floating[::
         for i in range(start, stop):
             if i + 16 < stop:
                 prefetch(&indptr[order[i + 16]])
-            if i + 8 < stop:
+            if i + 8 < stop and out_indptr[i + 8] < out_indptr[i + 9]:
                 p = indptr[order[i + 8]]
                 prefetch(&indices[p])
                 prefetch(&data[p])

@@ -163,5 +163,6 @@ def _product(block: Block, weights, x: np.ndarray, scale: np.ndarray, out=None) 
         else:
             kernels.weighted_sum(block.indptr, block.indices, weights, x, scale, start, stop, out)
 
-    run_pieces(work, block.n_dst, _ROWS)
+    if out.size:
+        run_pieces(work, block.n_dst, _ROWS)
     return out
