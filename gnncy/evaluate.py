@@ -330,7 +330,7 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
     >>> from gnncy.datasets import make_sbm
     >>> from gnncy.evaluate import linear_probe, majority_baseline
     >>> data = make_sbm(2000, 4, n_features=32, feature_noise=2.0)
-    >>> linear_probe(data.features, data.labels, data.split).accuracy > 0.9
+    >>> linear_probe(data.features, data.labels, data.split).accuracy > 0.8
     True
     >>> majority_baseline(data.labels, data.split).accuracy < 0.3
     True

@@ -233,7 +233,7 @@ def make_sbm(n_nodes: int, n_classes: int = 8, *, degree: float = 10.0, homophil
     --------
     >>> from gnncy.datasets import make_sbm
     >>> make_sbm(1000, 4, n_features=16)
-    GraphDataset(sbm: 1,000 nodes, 4,921 edges, 16 features, 4 classes)
+    GraphDataset(sbm: 1,000 nodes, 4,910 edges, 16 features, 4 classes)
     """
     return _sbm(n_nodes, n_classes, degree, homophily, n_features, feature_noise, seed).make()
 
@@ -300,7 +300,7 @@ def make_rmat(scale: int, edge_factor: int = 16, *, probabilities=(.57, .19, .19
     >>> data = make_rmat(10, n_features=16)
     >>> degree = data.adjacency.indptr[1:] - data.adjacency.indptr[:-1]
     >>> data.n_nodes, int(degree.max()), int(degree.mean())
-    (1024, 459, 20)
+    (1024, 465, 20)
     """
     return _rmat(scale, edge_factor, probabilities, n_classes, n_features, feature_noise, seed).make()
 
