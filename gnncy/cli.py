@@ -102,14 +102,19 @@ def _graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=-1, help="default: all usable CPUs")
 
 
-def _encoder(options, **more) -> GraphEncoder:
+def _encoder(options, start_up: int, **more) -> GraphEncoder:
     try:
         epochs = options.epochs if options.epochs == "auto" else int(options.epochs)
     except ValueError:
         raise UsageError(f"--epochs must be a number or 'auto', got {options.epochs!r}") from None
-    return GraphEncoder(options.dim, encoder=options.encoder, max_epochs=epochs, batch_size=options.batch_size,
-                        learning_rate=options.learning_rate, temperature=options.temperature,
-                        reduced_width=options.reduced_width, random_state=options.seed, n_jobs=options.threads, **more)
+    if options.memory_limit != "auto":
+        _memory.parse_bytes(options.memory_limit, "--memory-limit")
+    encoder = GraphEncoder(options.dim, encoder=options.encoder, max_epochs=epochs, batch_size=options.batch_size,
+                           learning_rate=options.learning_rate, temperature=options.temperature,
+                           reduced_width=options.reduced_width, memory_limit=options.memory_limit,
+                           random_state=options.seed, n_jobs=options.threads, **more)
+    encoder._start_up = start_up
+    return encoder
 
 
 def _load(options) -> GraphDataset:
@@ -160,8 +165,7 @@ def _train(options) -> int:
     data = _load(options)
     folder = Path(options.out)
     callbacks = [ProgressBar()] if sys.stderr.isatty() and not options.quiet else []
-    encoder = _encoder(options, memory_limit=_limit_left(options, start_up), checkpoint_dir=folder,
-                       prefetch=not options.no_prefetch, callbacks=callbacks)
+    encoder = _encoder(options, start_up, checkpoint_dir=folder, prefetch=not options.no_prefetch, callbacks=callbacks)
     log.info("%r", data)
     encoder.fit(data.adjacency, features=data.features)
     seconds = time.monotonic() - began
@@ -178,13 +182,6 @@ def _train(options) -> int:
     _files.write_text(folder / "results.json", json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1) if options.json else _text(results))
     return OK
-
-
-def _limit_left(options, start_up: int):
-    """The limit less what the graph has taken since start-up: the limit is for the whole process."""
-    if options.memory_limit == "auto":
-        return "auto"
-    return max(_memory.parse_bytes(options.memory_limit, "--memory-limit") - max(_memory.rss() - start_up, 0), 1)
 
 
 def _scores(encoder: GraphEncoder, data: GraphDataset) -> dict:
@@ -256,7 +253,7 @@ class ProgressBar:
 def _estimate(options) -> int:
     start_up = _memory.rss()
     data = _load(options)
-    encoder = _encoder(options, memory_limit=_limit_left(options, start_up))
+    encoder = _encoder(options, start_up)
     plan = encoder.estimate(data.adjacency, features=data.features)
     print(json.dumps(plan.as_dict(), indent=1) if options.json else plan)
     plan.check()

@@ -46,7 +46,7 @@ class GraphEncoder(Estimator):
         neighbourhoods, a node and a random neighbour being a positive pair.
     n_neighbors : tuple of int, default (15, 10)
         Fan-outs of ``"sage"``, from the node outwards; their number is the number of layers.
-    hidden : int, default 512
+    hidden : int, default 256
         Width of the hidden layer(s).
     reduced_width : int, default 256
         Columns to which sparse (and, for ``"propagate"``, wider dense) features are reduced by a randomised SVD.
@@ -104,7 +104,9 @@ class GraphEncoder(Estimator):
     (300, 8)
     """
 
-    def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=512, reduced_width=256,
+    _start_up: int | None = None  # set by the command, whose limit counts from the process's start
+
+    def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=256, reduced_width=256,
                  temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024, max_epochs="auto",
                  memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
                  callbacks=None):
@@ -151,7 +153,7 @@ class GraphEncoder(Estimator):
             n = adjacency.shape[0]
             seed = seed_from(self.random_state)
             encoder = self._new_encoder(seed, n)
-            self.plan_ = plan = self._plan(encoder, n, adjacency.nnz, features)
+            self.plan_ = plan = self._plan(encoder, adjacency, features)
             plan.check()
             log.info("%s", plan)
             folder = self._folder()
@@ -164,6 +166,7 @@ class GraphEncoder(Estimator):
                 path = folder / "embedding.npy"
                 self._embed(encoder, adjacency, path, work)
             shutil.rmtree(work)
+            _memory.trim()
             self._encoder, self.embedding_path_ = encoder, path
             self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
             self.embedding_ = _as_array(path, plan.limit)
@@ -193,7 +196,7 @@ class GraphEncoder(Estimator):
             if features.shape[1] != self.n_features_in_:
                 raise ValueError(f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
                                  f"{self.n_features_in_} features as input")
-            plan = self._plan(self._encoder, adjacency.shape[0], adjacency.nnz, features)
+            plan = self._plan(self._encoder, adjacency, features)
             plan.stages.pop("reduce", None)
             plan.stages.pop("train")
             plan.stages.pop("directions", None)
@@ -207,8 +210,7 @@ class GraphEncoder(Estimator):
     def estimate(self, X, *, features=None) -> MemoryPlan:
         """The memory plan of :meth:`fit` with these arguments, before anything is read or written."""
         adjacency, features = _checked(X, features, finite=False)
-        n = adjacency.shape[0]
-        return self._plan(self._new_encoder(0, n), n, adjacency.nnz, features)
+        return self._plan(self._new_encoder(0, adjacency.shape[0]), adjacency, features)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the embedding's columns: ``graphencoder0``, ``graphencoder1``, …"""
@@ -239,10 +241,12 @@ class GraphEncoder(Estimator):
             raise ValueError("n_neighbors must name at least one fan-out, got ()")
         return SageEncoder(n_neighbors=fanouts, **common)
 
-    def _plan(self, encoder, n: int, nnz: int, features) -> MemoryPlan:
+    def _plan(self, encoder, adjacency, features) -> MemoryPlan:
+        n = adjacency.shape[0]
         limit = resolve_limit(self.memory_limit)
         d, sparse = features.shape[1], issparse(features) or hasattr(features, "nnz")
-        plan = MemoryPlan(limit, encoder.plan(n, nnz, d, sparse, 0))
+        held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
+        plan = MemoryPlan(limit, encoder.plan(adjacency, d, sparse, 0), held)
         spare = int(plan.left("train") * BUFFER_SHARE)
         if spare > 0:
             before = plan.stages["train"]["read buffers"]

@@ -1,12 +1,13 @@
 """The ``sage`` encoder: GraphSAGE on sampled neighbourhoods, features gathered from the cold tier."""
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from gnncy import nn
+from gnncy import _memory, nn
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
 from gnncy.graph import NeighborSampler, normalize, spmm
@@ -18,6 +19,8 @@ from gnncy.storage.passes import TILE, ColumnTiles, FeatureReducer, iter_nodes
 log = logging.getLogger("gnncy")
 
 CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
+
+PLAN_SAMPLES = 4  # minibatches whose size the plan looks at
 
 
 @dataclass
@@ -45,58 +48,80 @@ class SageEncoder:
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.n_neighbors, self.temperature = tuple(n_neighbors), temperature
         self.dropout, self.batch_size, self.seed = dropout, batch_size, seed
+        self._sizes: list[int] | None = None
 
-    def plan(self, n: int, nnz: int, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
-        """What each stage holds for ``n`` nodes, ``nnz`` arcs and ``d`` feature columns."""
+    def plan(self, adjacency: csr_array, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for a graph and ``d`` feature columns.
+
+        The size of a minibatch is that of the largest of a few sampled ones, and a quarter: seeds are uniformly
+        random, so sizes differ by a few per cent.
+        """
+        n, nnz = adjacency.shape[0], adjacency.nnz
         width = self.store_columns(n, d, sparse)
         graph = {"graph": 12 * nnz + 16 * n}
-        dims = [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
-        weights = sum(2 * a * b + b for a, b in zip(dims, dims[1:], strict=False))
-        nodes, activations = 2 * self.batch_size, 0
-        for fanout, a, b in zip(self.n_neighbors, dims[:0:-1], dims[-2::-1], strict=True):
-            activations += 4 * nodes * 6 * a
-            nodes = min(n, nodes * (1 + fanout))
-            activations += 4 * nodes * 2 * b
+        dims = self._dims(width)
+        weights = sum(2 * a * b + b for a, b in pairwise(dims))
+        sizes = self._batch_sizes(adjacency)
+        activations = 8 * sizes[0] * width + 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
+        activations += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
         stages = {}
         if sparse:
             stages["reduce"] = graph | {"chunk of rows": 12 * CHUNK * width,
                                         "basis": FeatureReducer(width).memory_needed(n, d) + 4 * d * width}
-        stages["train"] = graph | {"weights, gradients, Adam": 16 * weights, "sampler": 8 * n + 64 * nodes,
+        stages["train"] = graph | {"weights, gradients, Adam": 16 * weights, "sampler": 8 * n + 64 * sizes[0],
                                    "activations": activations, "order of nodes": 16 * n,
-                                   "read buffers": max(buffer, self.least_buffer(n, width))}
+                                   "read buffers": max(buffer, self.least_buffer(adjacency, width))}
         stages["embed"] = graph | {"propagation matrix": 8 * nnz + 8 * n, "column tiles": 12 * n * TILE,
                                    "weights": 4 * weights, "chunk of rows": 12 * CHUNK * max(dims)}
         return stages
 
-    def least_buffer(self, n: int, width: int) -> int:
-        """Bytes of the smallest read buffers: the neighbourhoods of two minibatches."""
-        nodes = 2 * self.batch_size
-        for fanout in self.n_neighbors:
-            nodes = min(n, nodes * (1 + fanout))
-        return HyperbatchIterator.buffer_bytes_for(nodes, width)
+    def _dims(self, width: int) -> list[int]:
+        return [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
 
-    def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool):
-        """Dense features to gather from: the given ones, or a reduced store in ``folder``."""
+    def _batch_sizes(self, adjacency: csr_array) -> list[int]:
+        """Nodes of a minibatch at each layer, outermost first; a safe estimate from a few samples."""
+        if self._sizes is None:
+            n = adjacency.shape[0]
+            sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "plan"))
+            found = []
+            for i in range(PLAN_SAMPLES):
+                seeds = stream(self.seed, "plan", i).permutation(n)[:2 * self.batch_size]
+                blocks = sampler.sample(seeds, epoch=0, batch=i).blocks
+                found.append([block.n_src for block in blocks] + [len(seeds)])
+            self._sizes = [min(n, int(1.25 * size)) for size in np.max(found, axis=0)]
+        return self._sizes
+
+    def least_buffer(self, adjacency: csr_array, width: int) -> int:
+        """Bytes of the smallest read buffers: the neighbourhoods of two minibatches."""
+        return HyperbatchIterator.buffer_bytes_for(self._batch_sizes(adjacency)[0], width)
+
+    def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool):
+        """Dense features to gather from: the given ones, or a reduced store in ``work``."""
         n, d = features.shape
         if fit:
             self.n_features_in_ = d
             self.reducer_ = None
         if not (issparse(features) or hasattr(features, "nnz")):
             return as_storage(features)
+        path = work / "features.npy"
         if fit:
             self.reducer_ = FeatureReducer(min(self.width, n, d), seed=derive(self.seed, "reduce"))
-            log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-            self.reducer_.fit(features)
-        path = folder / "features.npy"
-        rows = (self.reducer_.transform(part) for _, part in iter_nodes(features, CHUNK))
-        FeatureStorage.from_blocks(path, (n, self.reducer_.width), rows, dtype=np.float32, overwrite=True).close()
+            if not self.reducer_.load(work.parent, d):
+                log.info("reducing %d feature columns to %d", d, self.reducer_.width)
+                self.reducer_.fit(features)
+                self.reducer_.save(work.parent)
+        if not (fit and path.exists()):
+            rows = (self.reducer_.transform(part) for _, part in iter_nodes(features, CHUNK))
+            FeatureStorage.from_blocks(path, (n, self.reducer_.width), rows, dtype=np.float32, overwrite=True).close()
+        if fit:
+            self.reducer_.load(work.parent, d)  # mapped anew, so that none of it is in memory
+        _memory.trim()
         return FeatureStorage.open(path)
 
     def build(self, store) -> None:
         """The untrained encoder for a store of features."""
-        dims = [store.shape[1], *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
         self.convolutions_ = [nn.SAGEConv(a, b, rng=stream(self.seed, "weights", i))
-                              for i, (a, b) in enumerate(zip(dims, dims[1:], strict=False))]
+                              for i, (a, b) in enumerate(pairwise(self._dims(store.shape[1])))]
         self.model_ = nn.Sequential(*self.convolutions_)
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
@@ -108,7 +133,7 @@ class SageEncoder:
         n = adjacency.shape[0]
         sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "sample"))
         partner = NeighborSampler(adjacency, (1,), seed=derive(self.seed, "positive"))
-        reads = max(self.least_buffer(n, store.shape[1]), buffer // 2)
+        reads = max(self.least_buffer(adjacency, store.shape[1]), buffer // 2)
         capacity = min(max(buffer - reads, 0) // (store.shape[1] * 4 + 64), n)
         hotset = AdaptiveHotset(capacity, store.shape[1]) if capacity > 0 else None
 

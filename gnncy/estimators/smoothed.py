@@ -41,8 +41,9 @@ class SmoothedEncoder:
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.temperature, self.dropout, self.batch_size, self.seed = temperature, dropout, batch_size, seed
 
-    def plan(self, n: int, nnz: int, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
-        """What each stage holds for ``n`` nodes, ``nnz`` arcs and ``d`` feature columns."""
+    def plan(self, adjacency: csr_array, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for a graph and ``d`` feature columns."""
+        n, nnz = adjacency.shape[0], adjacency.nnz
         width = self._reduced_width(n, d, sparse)
         columns = self.store_columns(n, d, sparse)
         graph = {"graph": 12 * nnz + 16 * n, "propagation matrix": 8 * nnz + 8 * n}
@@ -79,21 +80,29 @@ class SmoothedEncoder:
     def _reduced_width(self, n: int, d: int, sparse: bool) -> int:
         return min(self.width, n, d) if self._reduces(d, sparse) else d
 
-    def prepare(self, adjacency: csr_array, features, folder: Path, *, fit: bool) -> FeatureStorage:
-        """The store of smoothed rows, ``n x (4 width)``, kept in ``folder``; resumes where a stage is whole."""
-        path, state = folder / "smoothed.npy", folder / "smoothing.npz"
-        if fit:
-            self._fit_reducer(adjacency, features, folder)
-        if fit and path.exists() and state.exists():
+    def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool) -> FeatureStorage:
+        """The store of smoothed rows, ``n x (4 width)``, kept in ``work``; resumes where a stage is whole.
+
+        What later graphs need as well lies beside ``work``: the basis, the centre, the choice of propagation.
+        """
+        path, state = work / "smoothed.npy", work.parent / "smoothing.npz"
+        if not fit:
+            self._smooth(adjacency, features, work, path, fit=False)
+            return FeatureStorage.open(path)
+        self._fit_reducer(adjacency, features, work)
+        if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
                 self.centre_, self.propagation_ = there["centre"], str(there["propagation"])
         else:
-            self._smooth(adjacency, features, folder, path, fit=fit)
-            if fit:
-                _save_arrays(state, {"centre": self.centre_, "propagation": np.array(self.propagation_)})
+            self._smooth(adjacency, features, work, path, fit=True)
+            with replacing(state) as temporary, open(temporary, "wb") as f:
+                np.savez(f, centre=self.centre_, propagation=np.array(self.propagation_))
+        if self.reducer_ is not None:
+            self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
+        _memory.trim()
         return FeatureStorage.open(path)
 
-    def _fit_reducer(self, adjacency, features, folder: Path) -> None:
+    def _fit_reducer(self, adjacency, features, work: Path) -> None:
         n, d = features.shape
         sparse = _is_sparse(features)
         self.n_features_in_ = d
@@ -101,15 +110,11 @@ class SmoothedEncoder:
         if not self._reduces(d, sparse):
             return
         self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
-        file = folder / "reducer.npz"
-        if file.exists():
-            with np.load(file, allow_pickle=False) as state:
-                self.reducer_.load_state_dict(dict(state), d)
-            return
-        log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-        self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, folder)
-        _save_arrays(file, self.reducer_.state_dict())
-        _memory.trim()
+        if not self.reducer_.load(work.parent, d):
+            log.info("reducing %d feature columns to %d", d, self.reducer_.width)
+            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, work)
+            self.reducer_.save(work.parent)
+            _memory.trim()
 
     def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
         """Write the store: blocks side by side, each centred and of its own length in every row."""
@@ -259,8 +264,3 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
         rows = store.read_batch(ids[start:start + CHUNK])
         moments += matmul(rows.T, rows)
     return fixed_signs(np.linalg.eigh(moments)[1][:, ::-1][:, :k]).astype(np.float32)
-
-
-def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as f:
-        np.savez(f, **arrays)

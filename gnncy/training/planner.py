@@ -18,6 +18,8 @@ class MemoryPlan:
         Bytes that the run may hold beyond the process's start-up size.
     stages : dict of str to dict of str to int
         For each stage, what it holds and how many bytes.
+    held : int, default 0
+        Bytes of the limit that the process holds already.
 
     Examples
     --------
@@ -30,15 +32,16 @@ class MemoryPlan:
 
     limit: int
     stages: dict[str, dict[str, int]] = field(default_factory=dict)
+    held: int = 0
 
     @property
     def needed(self) -> int:
         """The least limit that would do."""
-        return OVERHEAD + max((sum(parts.values()) for parts in self.stages.values()), default=0)
+        return OVERHEAD + self.held + max((sum(parts.values()) for parts in self.stages.values()), default=0)
 
     def left(self, stage: str) -> int:
         """Bytes of the limit that a stage leaves for buffers."""
-        return self.limit - OVERHEAD - sum(self.stages[stage].values())
+        return self.limit - OVERHEAD - self.held - sum(self.stages[stage].values())
 
     def check(self) -> None:
         """Raise MemoryLimitError, naming the least that would do, if the limit is too small."""
@@ -52,11 +55,12 @@ class MemoryPlan:
 
     def as_dict(self) -> dict:
         """The plan as plain numbers."""
-        return {"limit": self.limit, "needed": self.needed, "overhead": OVERHEAD, "stages": self.stages}
+        return {"limit": self.limit, "needed": self.needed, "held": self.held, "overhead": OVERHEAD,
+                "stages": self.stages}
 
     def __str__(self) -> str:
         rows = [f"memory limit {_memory.format_bytes(self.limit)}, at least {_memory.format_bytes(self.needed)} needed "
-                f"(overhead {_memory.format_bytes(OVERHEAD)} in every stage)"]
+                f"({_memory.format_bytes(self.held)} held already, overhead {_memory.format_bytes(OVERHEAD)})"]
         for stage, parts in self.stages.items():
             holds = ", ".join(f"{what} {_memory.format_bytes(size)}" for what, size in parts.items())
             rows.append(f"  {stage:<10} {_memory.format_bytes(sum(parts.values())):>8}  {holds}")

@@ -1,11 +1,13 @@
 """Wide or sparse features made dense and narrow on the way in, by a documented and seeded method."""
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from scipy.linalg import qr
 from scipy.sparse import csr_array, issparse
 
 from gnncy._check import check_choice, check_int
+from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._memory import aligned_empty
 from gnncy._random import derive, stream
@@ -118,18 +120,27 @@ class FeatureReducer:
         k = self.width + OVERSAMPLING
         return 4 * (d * k + CHUNK * k + max(d * (k + PANEL) + CHUNK * PANEL, 3 * n * TILE))
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """Arrays that rebuild the fitted map."""
-        state = {"basis": self.basis_} if self.method == "svd" else {}
-        if self.column_weight_ is not None:
-            state["column_weight"] = self.column_weight_
-        return state
+    def save(self, folder) -> None:
+        """Write the fitted map into a folder, as ``basis.npy`` and ``column_weight.npy``, each whole or absent."""
+        weight = np.zeros(0, np.float32) if self.column_weight_ is None else self.column_weight_
+        for name, array in (("column_weight", weight), ("basis", self.basis_)):
+            if not issparse(array):
+                with replacing(Path(folder) / f"{name}.npy") as temporary, open(temporary, "wb") as f:
+                    np.save(f, array)
 
-    def load_state_dict(self, state: dict[str, np.ndarray], d: int) -> "FeatureReducer":
-        """Restore what :meth:`state_dict` gave, for features of ``d`` columns."""
-        self.column_weight_ = state.get("column_weight")
-        self.basis_ = state["basis"] if self.method == "svd" else _signed_hash(d, self.width, self.seed)
-        return self
+    def load(self, folder, d: int) -> bool:
+        """Restore what :meth:`save` wrote, for features of ``d`` columns; False if there is nothing.
+
+        The basis is memory-mapped: it takes memory while it is used, and none before.
+        """
+        last = "column_weight" if self.method == "hash" else "basis"
+        if not (Path(folder) / f"{last}.npy").exists():
+            return False
+        weight = np.load(Path(folder) / "column_weight.npy")
+        self.column_weight_ = weight if len(weight) else None
+        self.basis_ = (_signed_hash(d, self.width, self.seed) if self.method == "hash"
+                       else np.load(Path(folder) / "basis.npy", mmap_mode="r"))
+        return True
 
     def _normal_operator(self, features, basis, matrix, diffusion, folder) -> np.ndarray:
         """``(S X)^T (S X) basis``, in Fortran order."""
