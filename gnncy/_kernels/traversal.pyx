@@ -2,7 +2,7 @@
 from cython cimport floating
 from libc.stdint cimport int32_t, int64_t
 
-from gnncy._kernels._prefetch cimport prefetch
+from gnncy._kernels._prefetch cimport prefetch, prefetch_span
 
 ctypedef fused index:
     int32_t
@@ -89,9 +89,9 @@ def bfs(const index[::1] indptr, const index[::1] indices, const int64_t[::1] ro
             while head < tail:
                 if head + 16 < tail:
                     prefetch(&indptr[order[head + 16]])
-                    p = indptr[order[head + 8]]
-                    if p < indices.shape[0]:
-                        prefetch(&indices[p])
+                    u = order[head + 8]
+                    if indptr[u] < indptr[u + 1]:
+                        prefetch_span(&indices[indptr[u]], min(indptr[u + 1] - indptr[u], SHORT) * sizeof(index))
                 u = order[head]
                 head += 1
                 for p in range(indptr[u], indptr[u + 1]):
@@ -120,8 +120,9 @@ def permute(const index[::1] indptr, const index[::1] indices, const floating[::
                 prefetch(&indptr[order[i + 16]])
             if i + 8 < stop and out_indptr[i + 8] < out_indptr[i + 9]:
                 p = indptr[order[i + 8]]
-                prefetch(&indices[p])
-                prefetch(&data[p])
+                length = min(out_indptr[i + 9] - out_indptr[i + 8], SHORT)
+                prefetch_span(&indices[p], (length + 15) * sizeof(index))
+                prefetch_span(&data[p], (length + 15) * sizeof(floating))
             if i + 2 < stop:
                 p = indptr[order[i + 2]]
                 for k in range(min(out_indptr[i + 3] - out_indptr[i + 2], SHORT)):
