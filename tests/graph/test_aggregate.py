@@ -200,3 +200,19 @@ def test_bad_options(make_graph):
     block = NeighborSampler(make_graph(), (2,)).sample([0]).blocks[0]
     with pytest.raises(ValueError, match="weighted=True needs a block with weights"):
         aggregate(block, np.ones((block.n_src, 1)), weighted=True)
+
+
+def test_wide_indices_give_the_same(kernels, make_graph):
+    graph = as_csr(make_graph(80, 0.2))
+    x, one = np.random.default_rng(0).standard_normal((80, 19)).astype(np.float32), np.ones(80, np.float32)
+    results = []
+    for width in (np.int32, np.int64):
+        indptr, indices = graph.indptr.astype(width), graph.indices.astype(width)
+        plain, weighted, scaled = np.empty_like(x), np.empty_like(x), np.empty_like(graph.data)
+        kernels.gather_sum(indptr, indices, x, one, 0, 80, plain)
+        kernels.weighted_sum(indptr, indices, graph.data, x, one, 0, 80, weighted)
+        kernels.scaled(indptr, indices, graph.data, np.full(80, 2.0), np.full(80, 0.5), scaled)
+        results.append([plain, weighted, scaled])
+    for narrow, wide in zip(*results, strict=True):
+        np.testing.assert_array_equal(narrow, wide)
+    np.testing.assert_array_equal(results[1][2], graph.data)

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import breadth_first_order, shortest_path
 
+from gnncy._kernels import traversal
 from gnncy._threads import working_threads
 from gnncy.graph import as_csr, bfs_order, degree_order, degrees, inverse_order, permute, undirected
 
@@ -138,7 +139,7 @@ def test_permute_sorts_rows_of_every_length(length, dtype):
         assert result.data[low:high].tolist() == [weight_of[v] for v in expected.tolist()]
 
 
-def test_permute_with_wide_indices_and_threads(make_graph, monkeypatch):
+def test_permute_on_threads(make_graph, monkeypatch):
     from gnncy.graph import order as module
     graph = make_graph(500, 0.1)
     order = np.random.default_rng(1).permutation(500)
@@ -158,3 +159,31 @@ def test_permute_with_wide_indices_and_threads(make_graph, monkeypatch):
 def test_permute_bad_order(make_graph, order, error, text):
     with pytest.raises(error, match=text):
         permute(make_graph(), order)
+
+
+@pytest.mark.parametrize("directed", [True, False])
+def test_wide_indices_give_the_same(make_graph, directed):
+    # The gate narrows what fits int32, so the wide kernels are called here.
+    graph, n = as_csr(make_graph(300, 0.5, directed=directed)), 300
+    order = np.random.default_rng(0).permutation(n)
+    results = []
+    for width in (np.int32, np.int64):
+        indptr, indices = graph.indptr.astype(width), graph.indices.astype(width)
+        assert traversal.form(indptr, indices, n) == 0
+        assert traversal.form(indptr, indices[::-1].copy(), n) == 1
+        assert traversal.form(indptr, indices, n - 1) == -2
+        assert traversal.form(indptr[::-1].copy(), indices, n) == -1
+        hubs, visited = np.empty(n, np.int64), np.empty(n + 1, np.int64)
+        traversal.by_degree(indptr, np.zeros(n + 2, np.int64), hubs)
+        traversal.bfs(indptr, indices, hubs, np.zeros(n, np.uint8), visited)
+        back = np.zeros_like(indptr), np.empty_like(indices), np.empty_like(indices)
+        traversal.transpose(indptr, indices, *back)
+        counts = np.diff(indptr)[order]
+        starts, columns, data = np.append(0, np.cumsum(counts)).astype(width), np.empty_like(indices), graph.data * 0
+        traversal.permute(indptr, indices, graph.data, order, inverse_order(order).astype(width), 0, n,
+                          np.empty(counts.max(), width), np.empty(counts.max(), data.dtype), starts, columns, data)
+        assert counts.max() > 80  # so both ways of sorting are taken somewhere in these tests
+        results.append([hubs, visited[:n], *back, columns, data])
+    for narrow, wide in zip(*results, strict=True):
+        np.testing.assert_array_equal(narrow, wide)
+    np.testing.assert_array_equal(results[1][-2], permute(graph, order).indices)
