@@ -1,11 +1,13 @@
 """The ``gnncy`` command. Results go to standard output, what happens on the way to standard error."""
 import argparse
 import csv
+import dataclasses
 import json
 import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train embeddings of a graph; the same call resumes a killed run")
     _graph_options(train)
     train.add_argument("--out", default="run", metavar="DIR", help="folder of the run (default: run)")
-    train.add_argument("--plot", action="store_true", help="write figures too: loss, embedding, I/O (needs gnncy[plot])")
+    train.add_argument("--plot", action="store_true",
+                       help="write figures too: loss, embedding, I/O (needs gnncy[plot])")
     train.add_argument("--json", action="store_true", help="print the results as JSON")
     train.add_argument("--quiet", action="store_true", help="only warnings and results")
     train.add_argument("--no-prefetch", action="store_true", help="read in the training thread (same bits, slower)")
@@ -85,13 +88,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _graph_options(parser: argparse.ArgumentParser) -> None:
     defaults = GraphEncoder()
-    parser.add_argument("graph", help="'wordnet' (embedded), or a file: .npz of scipy.sparse, .mtx, an edge list, a graph folder")
+    parser.add_argument("graph", help="'wordnet' (embedded), or a path: .npz of scipy.sparse, .mtx, an edge list, "
+                        "a graph folder")
     parser.add_argument("--features", metavar="FILE", help=".npy, a feature store, or .npz of scipy.sparse")
     parser.add_argument("--labels", metavar="FILE", help=".npy of integers, to report a linear probe")
-    parser.add_argument("--memory-limit", default="auto", metavar="SIZE", help="such as 256MB: what the process may hold "
-                        "beyond its start-up size (default: half of what is free)")
+    parser.add_argument("--memory-limit", default="auto", metavar="SIZE",
+                        help="such as 256MB: what the process may hold beyond its start-up "
+                        "size (default: half of what is free)")
     parser.add_argument("--encoder", default=defaults.encoder, choices=("propagate", "sage"))
-    parser.add_argument("--dim", type=int, default=defaults.n_components, help="columns of the embedding (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=defaults.n_components,
+                        help="columns of the embedding (default: %(default)s)")
     parser.add_argument("--epochs", default=defaults.max_epochs, help="number of epochs (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
@@ -139,12 +145,7 @@ def _load(options) -> GraphDataset:
             raise UsageError(f"--labels must hold one integer per node ({data.n_nodes}), got shape {labels.shape}, "
                              f"dtype {labels.dtype}")
         changes["labels"] = labels.astype(np.int64)
-    return _replaced(data, changes)
-
-
-def _replaced(data: GraphDataset, changes: dict) -> GraphDataset:
-    import dataclasses
-    return dataclasses.replace(data, **changes) if changes else data
+    return dataclasses.replace(data, **changes)
 
 
 def _open_features(path: Path):
@@ -191,11 +192,12 @@ def _scores(encoder: GraphEncoder, data: GraphDataset) -> dict:
     log.info("probing the embedding and the raw features")
     with FeatureStorage.open(encoder.embedding_path_) as embedding:
         probe = linear_probe(embedding, data.labels, data.split)
-    scores = {"embedding": probe}
+    scores: dict = {"embedding": probe}
     if data.features is not None:
         scores["raw features"] = linear_probe(data.features, data.labels, data.split)
     scores["majority"] = majority_baseline(data.labels, data.split)
-    return {"probe": {name: {"accuracy": float(s.accuracy), "macro_f1": float(s.macro_f1)} for name, s in scores.items()}}
+    return {"probe": {name: {"accuracy": float(s.accuracy), "macro_f1": float(s.macro_f1)}
+                      for name, s in scores.items()}}
 
 
 def _text(results: dict) -> str:
@@ -230,7 +232,7 @@ class ProgressBar:
     """A tqdm bar over the steps of an epoch, for a terminal; quietly absent where tqdm is not installed."""
 
     def __init__(self) -> None:
-        self._bar = None
+        self._bar: Any = None
 
     def on_batch_end(self, trainer, info: dict) -> None:
         """Advance by one step."""
@@ -274,20 +276,22 @@ def _describe(path: Path) -> dict:
         run = json.loads((path / "run.json").read_text(encoding="utf-8"))
         results = path / "results.json"
         done = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
-        return {"kind": "run", "finished": done is not None, "nodes": run["nodes"], "arcs": run["arcs"], "seed": run["seed"],
-                **({"probe": done.get("probe"), "epochs": done["epochs"], "loss": done["loss"]} if done else {})}
+        facts = {"kind": "run", "finished": done is not None, "nodes": run["nodes"], "arcs": run["arcs"],
+                 "seed": run["seed"]}
+        return facts if done is None else facts | {k: done.get(k) for k in ("epochs", "loss", "probe")}
     if path.suffix == ".npy":
         with FeatureStorage.open(path) as store:
-            return {"kind": "feature store", "nodes": store.shape[0], "columns": store.shape[1], "dtype": str(store.dtype),
-                    "bytes": store.nbytes, "reordered": store.order is not None}
+            return {"kind": "feature store", "nodes": store.shape[0], "columns": store.shape[1],
+                    "dtype": str(store.dtype), "bytes": store.nbytes, "reordered": store.order is not None}
     if path.is_dir() and (path / "indices.npy").exists() and (path / "data.npy").exists():
         with SparseFeatureStorage.open(path) as sparse:
             return {"kind": "sparse feature store", "nodes": sparse.shape[0], "columns": sparse.shape[1],
                     "dtype": str(sparse.dtype), "stored": sparse.nnz}
     adjacency = open_graph(path).adjacency if path.is_dir() else read_graph(path)
     degree = np.diff(adjacency.indptr)
-    return {"kind": "graph", "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz), "isolated": int((degree == 0).sum()),
-            "max degree": int(degree.max(initial=0)), "mean degree": round(float(degree.mean()), 2)}
+    return {"kind": "graph", "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz),
+            "isolated": int((degree == 0).sum()), "max degree": int(degree.max(initial=0)),
+            "mean degree": round(float(degree.mean()), 2)}
 
 
 def _run_doctor(options) -> int:

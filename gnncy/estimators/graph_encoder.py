@@ -1,6 +1,7 @@
 """``GraphEncoder``: contrastive node embeddings of a graph whose features lie on disk."""
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 
 from gnncy import _files, _memory
 from gnncy._check import check_choice, check_float, check_int
@@ -23,7 +24,8 @@ from gnncy.estimators.sage import SageEncoder
 from gnncy.estimators.smoothed import SmoothedEncoder
 from gnncy.graph import as_csr
 from gnncy.optim import Adam
-from gnncy.storage import FeatureStorage, as_storage
+from gnncy.storage import as_storage
+from gnncy.storage.passes import is_sparse
 from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
 
 log = logging.getLogger("gnncy")
@@ -61,8 +63,8 @@ class GraphEncoder(Estimator):
     max_epochs : int or "auto", default "auto"
         ``"auto"`` trains for about 200 steps, at least one epoch.
     memory_limit : int, str or "auto", default "auto"
-        Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of what
-        is available. Features given as a store or file do not count until they are read; arrays that the
+        Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
+        what is available. Features given as a store or file do not count until they are read; arrays that the
         caller holds are the caller's. The result does not depend on the limit.
     n_jobs : int, optional
         Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does
@@ -148,8 +150,7 @@ class GraphEncoder(Estimator):
         StorageError
             If a file cannot be read or written, or ``checkpoint_dir`` holds another run.
         """
-        with self._verbose_logging():
-            adjacency, features = _checked(X, features)
+        with self._verbose_logging(), _checked(X, features) as (adjacency, features):
             n = adjacency.shape[0]
             seed = seed_from(self.random_state)
             encoder = self._new_encoder(seed, n)
@@ -161,10 +162,10 @@ class GraphEncoder(Estimator):
             work.mkdir(parents=True, exist_ok=True)
             run = self._fingerprint(seed, n, adjacency, features)
             _claim(folder, run)
-            with working_threads(self.n_jobs):
-                self._train(encoder, adjacency, features, work, folder, run, plan)
-                path = folder / "embedding.npy"
-                self._embed(encoder, adjacency, path, work)
+            path = folder / "embedding.npy"
+            with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=True) as store:
+                self._train(encoder, adjacency, store, folder, run, plan)
+                encoder.embed(adjacency, store, path, work)
             shutil.rmtree(work)
             _memory.trim()
             self._encoder, self.embedding_path_ = encoder, path
@@ -191,26 +192,23 @@ class GraphEncoder(Estimator):
         array, shape (m, n_components)
         """
         self._check_fitted()
-        with self._verbose_logging():
-            adjacency, features = _checked(X, features)
+        with self._verbose_logging(), _checked(X, features) as (adjacency, features):
             if features.shape[1] != self.n_features_in_:
                 raise ValueError(f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
                                  f"{self.n_features_in_} features as input")
             plan = self._plan(self._encoder, adjacency, features)
-            plan.stages.pop("reduce", None)
-            plan.stages.pop("train")
-            plan.stages.pop("directions", None)
+            plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in ("smooth", "embed")}
             plan.check()
-            with tempfile.TemporaryDirectory(prefix="gnncy-") as scratch, working_threads(self.n_jobs):
+            with (tempfile.TemporaryDirectory(prefix="gnncy-") as scratch, working_threads(self.n_jobs),
+                  _prepared(self._encoder, adjacency, features, Path(scratch), fit=False) as store):
                 path = Path(scratch) / "embedding.npy" if out is None else Path(out)
-                self._store = self._encoder.prepare(adjacency, features, Path(scratch), fit=False)
-                self._embed(self._encoder, adjacency, path, Path(scratch))
+                self._encoder.embed(adjacency, store, path, Path(scratch))
                 return np.load(path) if out is None else np.load(path, mmap_mode="r")
 
     def estimate(self, X, *, features=None) -> MemoryPlan:
         """The memory plan of :meth:`fit` with these arguments, before anything is read or written."""
-        adjacency, features = _checked(X, features, finite=False)
-        return self._plan(self._new_encoder(0, adjacency.shape[0]), adjacency, features)
+        with _checked(X, features) as (adjacency, features):
+            return self._plan(self._new_encoder(0, adjacency.shape[0]), adjacency, features)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the embedding's columns: ``graphencoder0``, ``graphencoder1``, …"""
@@ -242,16 +240,13 @@ class GraphEncoder(Estimator):
         return SageEncoder(n_neighbors=fanouts, **common)
 
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
-        n = adjacency.shape[0]
-        limit = resolve_limit(self.memory_limit)
-        d, sparse = features.shape[1], issparse(features) or hasattr(features, "nnz")
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
-        plan = MemoryPlan(limit, encoder.plan(adjacency, d, sparse, 0), held)
+        plan = MemoryPlan(resolve_limit(self.memory_limit), encoder.plan(adjacency, features, 0), held)
         spare = int(plan.left("train") * BUFFER_SHARE)
-        if spare > 0:
-            before = plan.stages["train"]["read buffers"]
-            columns = encoder.store_columns(n, d, sparse)
-            plan.stages["train"]["read buffers"] = min(before + spare, max(before, 2 * 4 * n * columns))
+        if spare > 0:  # larger buffers, up to all rows twice
+            train, (n, d) = plan.stages["train"], features.shape
+            most = 2 * 8 * n * encoder.store_columns(n, d, is_sparse(features))
+            train["read buffers"] = min(train["read buffers"] + spare, max(train["read buffers"], most))
         return plan
 
     def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
@@ -270,12 +265,8 @@ class GraphEncoder(Estimator):
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _train(self, encoder, adjacency, features, work: Path, folder: Path, run: dict, plan: MemoryPlan) -> None:
-        began = time.monotonic()
-        self._store = encoder.prepare(adjacency, features, work, fit=True)
-        log.info("prepared %s of features on disk in %.1f s", _memory.format_bytes(self._store.nbytes),
-                 time.monotonic() - began)
-        encoder.build(self._store)
+    def _train(self, encoder, adjacency, store, folder: Path, run: dict, plan: MemoryPlan) -> None:
+        encoder.build(store)
         steps = encoder.steps_per_epoch(adjacency.shape[0])
         epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
@@ -283,19 +274,11 @@ class GraphEncoder(Estimator):
                           max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=_warmup_cosine,
                           callbacks=self.callbacks or ())
         buffer = plan.stages["train"]["read buffers"]
-        open_epoch = encoder.epochs(adjacency, self._store, buffer=buffer, prefetch=self.prefetch)
+        open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)
         self.history_ = trainer.run(open_epoch, encoder.step, steps)
         _memory.trim()
         self.n_iter_ = len(self.history_)
         self.loss_ = self.history_[-1]["loss"] if self.history_ else float("nan")
-
-    def _embed(self, encoder, adjacency, path: Path, work: Path) -> None:
-        try:
-            encoder.embed(adjacency, self._store, path, work)
-        finally:
-            if isinstance(self._store, FeatureStorage):
-                self._store.close()
-            del self._store
 
     @contextmanager
     def _verbose_logging(self):
@@ -321,22 +304,42 @@ class GraphEncoder(Estimator):
         return state
 
 
-def _checked(X, features, *, finite: bool = True):
+@contextmanager
+def _checked(X, features):
+    """The adjacency in canonical form and the features as a storage; a file that is opened here is closed after."""
     adjacency = as_csr(X, name="X")
     n = adjacency.shape[0]
     if n < 2:
-        raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n} (0 sample(s) or 1)")
-    features = adjacency if features is None else as_storage(features)
-    if features.shape[0] != n:
-        raise ValueError(f"features must have one row per node: X has {n} nodes, features have shape {features.shape}")
-    return adjacency, features
+        raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n}: found array with {n} sample(s)")
+    storage = adjacency if features is None else as_storage(features)
+    try:
+        if storage.shape[0] != n:
+            raise ValueError(f"features must have one row per node: X has {n} nodes, features have shape "
+                             f"{storage.shape}")
+        yield adjacency, storage
+    finally:
+        if isinstance(features, (str, os.PathLike)):
+            storage.close()
+
+
+@contextmanager
+def _prepared(encoder, adjacency, features, work: Path, *, fit: bool):
+    """The store that an encoder reads, closed after unless it is the caller's."""
+    began = time.monotonic()
+    store = encoder.prepare(adjacency, features, work, fit=fit)
+    log.info("prepared %s of features in %.1f s", _memory.format_bytes(store.nbytes), time.monotonic() - began)
+    try:
+        yield store
+    finally:
+        if store is not features:
+            store.close()
 
 
 def _checksum(data) -> int:
     """CRC of a matrix's values: all of a sparse one, 64 rows spread over a dense one or a store."""
     if isinstance(data, csr_array):
         parts = [data.indptr.astype(np.int64), data.indices.astype(np.int64), data.data]
-    elif hasattr(data, "nnz"):
+    elif is_sparse(data):
         rows = data.read_rows(0, min(64, data.shape[0]))
         parts = [rows.indices, rows.data]
     else:
@@ -344,7 +347,7 @@ def _checksum(data) -> int:
         parts = [data.read_batch(ids) if hasattr(data, "read_batch") else np.asarray(data[ids])]
     value = 0
     for part in parts:
-        value = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).reshape(-1), value)
+        value = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), value)
     return value
 
 

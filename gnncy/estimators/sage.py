@@ -3,23 +3,24 @@ import logging
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array
 
 from gnncy import _memory, nn
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.graph import NeighborSampler, normalize, spmm
+from gnncy.graph import NeighborSampler, SampledBatch, normalize, spmm
 from gnncy.losses import info_nce
 from gnncy.nn import Tensor
 from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchIterator, as_storage
-from gnncy.storage.passes import TILE, ColumnTiles, FeatureReducer, iter_nodes
+from gnncy.storage.passes import CHUNK, TILE, ColumnTiles, FeatureReducer, chunk_rows, is_sparse, iter_nodes
 
 log = logging.getLogger("gnncy")
 
-CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
 
+HOTSET_OVERHEAD = 112  # bytes that the hot set keeps for each row beside it
 PLAN_SAMPLES = 4  # minibatches whose size the plan looks at
 
 
@@ -27,7 +28,7 @@ PLAN_SAMPLES = 4  # minibatches whose size the plan looks at
 class PairBatch:
     """Sampled neighbourhoods of anchors and of their positives."""
 
-    sample: object
+    sample: SampledBatch
     anchors: np.ndarray
     positives: np.ndarray
 
@@ -50,29 +51,30 @@ class SageEncoder:
         self.dropout, self.batch_size, self.seed = dropout, batch_size, seed
         self._sizes: list[int] | None = None
 
-    def plan(self, adjacency: csr_array, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
-        """What each stage holds for a graph and ``d`` feature columns.
+    def plan(self, adjacency: csr_array, features, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for a graph and features.
 
         The size of a minibatch is that of the largest of a few sampled ones, and a quarter: seeds are uniformly
         random, so sizes differ by a few per cent.
         """
-        n, nnz = adjacency.shape[0], adjacency.nnz
-        width = self.store_columns(n, d, sparse)
+        (n, d), nnz, sparse = features.shape, adjacency.nnz, is_sparse(features)
+        width, itemsize = self.store_columns(n, d, sparse), 4 if sparse else features.dtype.itemsize
         graph = {"graph": 12 * nnz + 16 * n}
         dims = self._dims(width)
         weights = sum(2 * a * b + b for a, b in pairwise(dims))
         sizes = self._batch_sizes(adjacency)
-        activations = 8 * sizes[0] * width + 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
+                                        "basis": (FeatureReducer(width).memory_needed(n, d)
+                                                  + 4 * d * width)}
         activations += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
         stages = {}
         if sparse:
-            stages["reduce"] = graph | {"chunk of rows": 12 * CHUNK * width,
+            stages["reduce"] = graph | {"chunk of rows": 16 * CHUNK,
                                         "basis": FeatureReducer(width).memory_needed(n, d) + 4 * d * width}
         stages["train"] = graph | {"weights, gradients, Adam": 16 * weights, "sampler": 8 * n + 64 * sizes[0],
                                    "activations": activations, "order of nodes": 16 * n,
-                                   "read buffers": max(buffer, self.least_buffer(adjacency, width))}
+                                   "read buffers": max(buffer, self.least_buffer(adjacency, width, itemsize))}
         stages["embed"] = graph | {"propagation matrix": 8 * nnz + 8 * n, "column tiles": 12 * n * TILE,
-                                   "weights": 4 * weights, "chunk of rows": 12 * CHUNK * max(dims)}
+                                   "weights": 4 * weights, "chunk of rows": 16 * CHUNK * max(1, max(dims) // width)}
         return stages
 
     def _dims(self, width: int) -> list[int]:
@@ -88,35 +90,41 @@ class SageEncoder:
                 seeds = stream(self.seed, "plan", i).permutation(n)[:2 * self.batch_size]
                 blocks = sampler.sample(seeds, epoch=0, batch=i).blocks
                 found.append([block.n_src for block in blocks] + [len(seeds)])
-            self._sizes = [min(n, int(1.25 * size)) for size in np.max(found, axis=0)]
+            self._sizes = [min(n, int(1.25 * size) + 64) for size in np.max(found, axis=0)]
         return self._sizes
 
-    def least_buffer(self, adjacency: csr_array, width: int) -> int:
+    def least_buffer(self, adjacency: csr_array, width: int, itemsize: int) -> int:
         """Bytes of the smallest read buffers: the neighbourhoods of two minibatches."""
-        return HyperbatchIterator.buffer_bytes_for(self._batch_sizes(adjacency)[0], width)
+        return HyperbatchIterator.buffer_bytes_for(self._batch_sizes(adjacency)[0], width, np.dtype(f"f{itemsize}"))
 
     def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool):
         """Dense features to gather from: the given ones, or a reduced store in ``work``."""
         n, d = features.shape
         if fit:
             self.n_features_in_ = d
-            self.reducer_ = None
-        if not (issparse(features) or hasattr(features, "nnz")):
+            self.reducer_: FeatureReducer | Any = None
+        if not is_sparse(features):
             return as_storage(features)
         path = work / "features.npy"
         if fit:
-            self.reducer_ = FeatureReducer(min(self.width, n, d), seed=derive(self.seed, "reduce"))
-            if not self.reducer_.load(work.parent, d):
-                log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-                self.reducer_.fit(features)
-                self.reducer_.save(work.parent)
+            self.reducer_ = self._fit_reducer(features, work)
+        reducer = self.reducer_
         if not (fit and path.exists()):
-            rows = (self.reducer_.transform(part) for _, part in iter_nodes(features, CHUNK))
-            FeatureStorage.from_blocks(path, (n, self.reducer_.width), rows, dtype=np.float32, overwrite=True).close()
+            rows = (reducer.transform(part) for _, part in iter_nodes(features))
+            FeatureStorage.from_blocks(path, (n, reducer.width), rows, dtype=np.float32, overwrite=True).close()
         if fit:
-            self.reducer_.load(work.parent, d)  # mapped anew, so that none of it is in memory
+            reducer.load(work.parent, d)  # mapped anew, so that none of it is in memory
         _memory.trim()
         return FeatureStorage.open(path)
+
+    def _fit_reducer(self, features, work: Path) -> FeatureReducer:
+        n, d = features.shape
+        reducer = FeatureReducer(self.store_columns(n, d, sparse=True), seed=derive(self.seed, "reduce"))
+        if not reducer.load(work.parent, d):
+            log.info("reducing %d feature columns to %d", d, reducer.width)
+            reducer.fit(features)
+            reducer.save(work.parent)
+        return reducer
 
     def build(self, store) -> None:
         """The untrained encoder for a store of features."""
@@ -133,9 +141,10 @@ class SageEncoder:
         n = adjacency.shape[0]
         sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "sample"))
         partner = NeighborSampler(adjacency, (1,), seed=derive(self.seed, "positive"))
-        reads = max(self.least_buffer(adjacency, store.shape[1]), buffer // 2)
-        capacity = min(max(buffer - reads, 0) // (store.shape[1] * 4 + 64), n)
-        hotset = AdaptiveHotset(capacity, store.shape[1]) if capacity > 0 else None
+        width, itemsize = store.shape[1], store.dtype.itemsize
+        reads = max(self.least_buffer(adjacency, width, itemsize), buffer // 2)
+        capacity = min(max(buffer - reads, 0) // (width * itemsize + HOTSET_OVERHEAD), n)
+        hotset = AdaptiveHotset(capacity, width, dtype=store.dtype) if capacity > 0 else None
 
         def pairs(epoch: int, first: int):
             order = stream(self.seed, "order", epoch).permutation(n)
@@ -159,7 +168,7 @@ class SageEncoder:
     def step(self, batch, key: int) -> tuple[float, int]:
         """Loss and gradients of one minibatch of pairs."""
         pairs = batch.batch
-        x = Tensor(batch.features)
+        x = Tensor(np.asarray(batch.features, np.float32))
         for i, (convolution, block) in enumerate(zip(self.convolutions_, pairs.sample.blocks, strict=True)):
             x = nn.dropout(x, self.dropout, key=derive(key, "dropout", i))
             x = convolution(block, x)
@@ -172,7 +181,7 @@ class SageEncoder:
     def embed(self, adjacency: csr_array, store, path: Path, folder: Path) -> None:
         """Write the embedding of every node, layer by layer over all neighbours (no sampling)."""
         mean = normalize(adjacency, "row", self_loops=0.0)
-        hidden = iter_nodes(store, CHUNK)
+        hidden = iter_nodes(store)
         n = adjacency.shape[0]
         tiles: ColumnTiles | None = None
         for i, convolution in enumerate(self.convolutions_):
@@ -180,7 +189,7 @@ class SageEncoder:
             if tiles is not None:
                 tiles.close()
             tiles = following
-            hidden = tiles.iter_rows(CHUNK)
+            hidden = tiles.iter_rows(chunk_rows(tiles.shape[1]))
         rows = (part.copy() for _, part in hidden)
         FeatureStorage.from_blocks(path, (n, self.n_components), rows, dtype=np.float32, overwrite=True).close()
         if tiles is not None:

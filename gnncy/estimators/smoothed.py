@@ -3,7 +3,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array, issparse
+from scipy.sparse import csr_array, diags_array
 
 from gnncy import _memory, nn
 from gnncy._files import replacing
@@ -13,7 +13,19 @@ from gnncy.graph import as_csr, degrees, normalize, spmm
 from gnncy.losses import drop_blocks, info_nce
 from gnncy.nn import Tensor
 from gnncy.storage import FeatureStorage, HyperbatchIterator
-from gnncy.storage.passes import TILE, Diffusion, FeatureReducer, fixed_signs, propagate, reduced_tiles, unit_rows
+from gnncy.storage.passes import (
+    CHUNK,
+    TILE,
+    Diffusion,
+    FeatureReducer,
+    chunk_rows,
+    fixed_signs,
+    is_sparse,
+    iter_nodes,
+    propagate,
+    reduced_tiles,
+    unit_rows,
+)
 
 log = logging.getLogger("gnncy")
 
@@ -26,7 +38,6 @@ PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
 CHOICE_SAMPLE = 2000  # nodes from which the propagation is chosen
 SAMPLE = 65_536  # rows from which the principal directions are computed
-CHUNK = 2048  # rows of a streaming pass; fixed, so that sums do not depend on the memory limit
 
 
 class SmoothedEncoder:
@@ -41,13 +52,13 @@ class SmoothedEncoder:
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.temperature, self.dropout, self.batch_size, self.seed = temperature, dropout, batch_size, seed
 
-    def plan(self, adjacency: csr_array, d: int, sparse: bool, buffer: int) -> dict[str, dict[str, int]]:
-        """What each stage holds for a graph and ``d`` feature columns."""
-        n, nnz = adjacency.shape[0], adjacency.nnz
+    def plan(self, adjacency: csr_array, features, buffer: int) -> dict[str, dict[str, int]]:
+        """What each stage holds for a graph and features."""
+        (n, d), nnz, sparse = features.shape, adjacency.nnz, is_sparse(features)
         width = self._reduced_width(n, d, sparse)
         columns = self.store_columns(n, d, sparse)
         graph = {"graph": 12 * nnz + 16 * n, "propagation matrix": 8 * nnz + 8 * n}
-        chunk = {"chunk of rows": 3 * 4 * CHUNK * max(width, 0 if sparse else d)}
+        chunk = {"chunk of rows": 4 * 4 * CHUNK}
         k = self.n_components
         weights = columns * (k + self.hidden) + self.hidden * (k + 1) + 4 * k * k + 3 * k
         rows, views = self.batch_size, 2 * self.batch_size
@@ -58,12 +69,12 @@ class SmoothedEncoder:
             stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d)}
         stages["smooth"] = graph | chunk | {"column tiles": 4 * 4 * n * TILE, "basis": 4 * d * width}
         stages["directions"] = {"graph": 12 * nnz + 8 * n, "second moments": 5 * 8 * columns**2,
-                                "chunk of rows": 2 * 4 * CHUNK * columns}
+                                "chunk of rows": 2 * 4 * CHUNK}
         stages["train"] = {"graph": 12 * nnz + 8 * n, "weights, gradients, Adam": 4 * 4 * weights,
                            "activations": activations,
                            "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
         stages["embed"] = {"graph": 12 * nnz + 8 * n, "weights": 4 * weights,
-                           "chunk of rows": 4 * CHUNK * (2 * columns + 2 * self.hidden + 2 * k)}
+                           "chunk of rows": 4 * chunk_rows(columns) * (2 * columns + 4 * self.hidden + 4 * k)}
         return stages
 
     def least_buffer(self, columns: int) -> int:
@@ -104,7 +115,7 @@ class SmoothedEncoder:
 
     def _fit_reducer(self, adjacency, features, work: Path) -> None:
         n, d = features.shape
-        sparse = _is_sparse(features)
+        sparse = is_sparse(features)
         self.n_features_in_ = d
         self.reducer_ = None
         if not self._reduces(d, sparse):
@@ -132,8 +143,9 @@ class SmoothedEncoder:
         lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
 
         def rows():
-            for start in range(0, n, CHUNK):
-                stop = min(start + CHUNK, n)
+            size = chunk_rows(len(BLOCKS) * width)
+            for start in range(0, n, size):
+                stop = min(start + size, n)
                 chunk = np.empty((stop - start, len(BLOCKS), width), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
@@ -182,8 +194,8 @@ class SmoothedEncoder:
         return float(loss.data), count
 
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
-        width = x.shape[1] // len(BLOCKS)
-        return nn.dropout(Tensor(drop_blocks(x, width, self.dropout, key)), self.dropout, key=derive(key, "columns")).data
+        kept = drop_blocks(x, x.shape[1] // len(BLOCKS), self.dropout, key)
+        return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
     def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
         """Write the embedding of every row of the store, in one pass."""
@@ -191,9 +203,8 @@ class SmoothedEncoder:
 
         def rows():
             with nn.no_grad():
-                for start in range(0, n, CHUNK):
-                    ids = np.arange(start, min(start + CHUNK, n))
-                    yield self.model_.encoder(Tensor(store.read_batch(ids))).data
+                for _, rows in iter_nodes(store):
+                    yield self.model_.encoder(Tensor(rows)).data
 
         FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
 
@@ -243,10 +254,6 @@ def _choose_propagation(adjacency: csr_array, source, seed: int) -> str:
     return max(scores, key=lambda kind: scores[kind])
 
 
-def _is_sparse(features) -> bool:
-    return issparse(features) or hasattr(features, "nnz")
-
-
 def _column_means(tiles) -> np.ndarray:
     n, d = tiles.shape
     buffer, means = np.empty((n, TILE), tiles.dtype), np.empty(tiles.n_tiles * TILE)
@@ -260,7 +267,8 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
     n, columns = store.shape
     ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
     moments = np.zeros((columns, columns))
-    for start in range(0, len(ids), CHUNK):
-        rows = store.read_batch(ids[start:start + CHUNK])
+    size = chunk_rows(columns)
+    for start in range(0, len(ids), size):
+        rows = store.read_batch(ids[start:start + size])
         moments += matmul(rows.T, rows)
     return fixed_signs(np.linalg.eigh(moments)[1][:, ::-1][:, :k]).astype(np.float32)

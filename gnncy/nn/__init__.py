@@ -8,4 +8,5 @@ from gnncy.nn.ops import *  # noqa: F403
 from gnncy.nn.ops import __all__ as _ops
 from gnncy.nn.tensor import Operation, Parameter, Tensor, no_grad
 
-__all__ = ["Operation", "Parameter", "Projected", "ResidualMLP", "SAGEConv", "Tensor", "check_gradient", "no_grad", *_modules, *_ops]
+__all__ = ["Operation", "Parameter", "Projected", "ResidualMLP", "SAGEConv", "Tensor", "check_gradient",
+           "no_grad", *_modules, *_ops]

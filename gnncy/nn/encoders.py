@@ -39,7 +39,7 @@ class ResidualMLP(Module):
         self.skip = Linear(in_features, out_features, bias=False, rng=rng, dtype=dtype)
         self.first = Linear(in_features, hidden_features, rng=rng, dtype=dtype)
         self.second = Linear(hidden_features, out_features, bias=False, rng=rng, dtype=dtype)
-        self.second.weight.data *= np.asarray(_FIRST_SCALE, dtype)
+        np.multiply(self.second.weight.data, dtype(_FIRST_SCALE), out=self.second.weight.data)
 
     def forward(self, x) -> Tensor:
         return ops.add(self.skip(x), self.second(ops.relu(self.first(x))))

@@ -115,7 +115,8 @@ class Optimizer:
 
     def numbers(self) -> dict:
         """What :meth:`state_dict` holds beside arrays, ready for JSON."""
-        return {"kind": type(self).__name__, "steps": self.steps, **{name: getattr(self, name) for name in self.options}}
+        return {"kind": type(self).__name__, "steps": self.steps,
+                **{name: getattr(self, name) for name in self.options}}
 
     def state_dict(self) -> dict:
         """A copy of everything that the next step depends on, apart from the parameters."""

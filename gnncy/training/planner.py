@@ -49,9 +49,10 @@ class MemoryPlan:
             stage, parts = max(self.stages.items(), key=lambda item: sum(item[1].values()))
             largest = ", ".join(f"{what} {_memory.format_bytes(size)}" for what, size in
                                 sorted(parts.items(), key=lambda item: -item[1])[:3])
+            least = -(-self.needed // 10**6)
             raise MemoryLimitError(
                 f"memory_limit={_memory.format_bytes(self.limit)} is too small: stage '{stage}' needs at least "
-                f"{-(-self.needed // 10**6)} MB ({largest}); raise memory_limit to {-(-self.needed // 10**6)}MB or more")
+                f"{least} MB ({largest}); raise memory_limit to {least}MB or more")
 
     def as_dict(self) -> dict:
         """The plan as plain numbers."""

@@ -48,7 +48,7 @@ class SnapshotFolder:
         header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers})
         with _files.replacing(path) as temporary:
             with open(temporary, "wb") as f:
-                np.savez(f, header=np.array(header), **{f"array/{k}": v for k, v in arrays.items()})
+                np.savez(f, **{"header": np.array(header)}, **{f"array/{k}": v for k, v in arrays.items()})  # type: ignore[arg-type]
         _files.write_text(self.folder / "latest", path.name + "\n")
         for old in self._all()[:-self.keep]:
             old.unlink()
@@ -79,7 +79,7 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and numbers of one snapshot file, its checksums verified."""
     remedy = "delete it and point 'latest' at an earlier one, or start anew in an empty folder"
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with open(path, "rb") as f, np.load(f, allow_pickle=False) as data:
             if "header" not in data:
                 raise StorageError(f"{path} is not a {FORMAT} file; {remedy}")
             header = json.loads(str(data["header"]))
@@ -91,5 +91,6 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
     if header.get("format") != FORMAT:
         raise StorageError(f"{path} is not a {FORMAT} file; {remedy}")
     if header["version"] > VERSION:
-        raise StorageError(f"{path} has format version {header['version']}, this gnncy reads up to {VERSION}; upgrade gnncy")
+        raise StorageError(f"{path} has format version {header['version']}, this gnncy reads up to {VERSION}; "
+                           "upgrade gnncy")
     return arrays, header["numbers"]

@@ -55,7 +55,8 @@ class Trainer:
         self.fingerprint = fingerprint or {}
         self.schedule = schedule
         self.callbacks = tuple(callbacks)
-        self.epoch, self.step, self.total_steps, self.history = 0, 0, 0, []
+        self.epoch, self.step, self.total_steps = 0, 0, 0
+        self.history: list[dict] = []
         self._loss_sum, self._samples, self._stopped = 0.0, 0, False
         self._learning_rate = optimizer.lr
 
@@ -71,7 +72,8 @@ class Trainer:
             ``step(batch, key)`` computes loss and gradients of one minibatch: ``(mean loss, samples)``.
         steps_per_epoch : int
         """
-        self._restore()
+        if self.snapshots is not None:
+            self._restore(self.snapshots)
         self.model.train()
         while self.epoch < self.max_epochs and not self._stopped:
             self._run_epoch(batches, step, steps_per_epoch)
@@ -100,7 +102,7 @@ class Trainer:
                 self._call("on_batch_end", {"epoch": self.epoch, "step": self.step, "steps": steps_per_epoch,
                                             "loss": float(loss)})
                 if self.snapshots is not None and time.monotonic() - saved > self.snapshot_seconds:
-                    self._save()
+                    self._save(self.snapshots)
                     saved = time.monotonic()
             statistics = epoch_batches.statistics
         seconds = time.monotonic() - began
@@ -112,12 +114,12 @@ class Trainer:
         self.history.append(record)
         self.epoch, self.step, self._loss_sum, self._samples = self.epoch + 1, 0, 0.0, 0
         left = (self.max_epochs - self.epoch) * seconds
-        log.info("epoch %d/%d  loss %.4f  %.0f nodes/s  read %.0f MB  hit rate %.2f  I/O wait %.0f %%  RSS %s  ETA %.0f s",
-                 self.epoch, self.max_epochs, record["loss"], record["nodes_per_s"], record["mb_read"],
+        log.info("epoch %d/%d  loss %.4f  %.0f nodes/s  read %.0f MB  hit rate %.2f  I/O wait %.0f %%  RSS %s  "
+                 "ETA %.0f s", self.epoch, self.max_epochs, record["loss"], record["nodes_per_s"], record["mb_read"],
                  record["hit_rate"], 100 * record["io_wait_share"], _memory.format_bytes(record["rss"]), left)
         self._stopped = self._call("on_epoch_end", record)
         if self.snapshots is not None:
-            self._save()
+            self._save(self.snapshots)
 
     def _call(self, hook: str, info: dict) -> bool:
         stop = False
@@ -127,7 +129,7 @@ class Trainer:
                 stop = True
         return stop
 
-    def _save(self) -> None:
+    def _save(self, snapshots: SnapshotFolder) -> None:
         # The arrays themselves, not copies: nothing changes them while they are written.
         arrays = {f"model/{name}": parameter.data for name, parameter in self.model.named_parameters()}
         arrays |= {f"optimizer/{slot}/{i}": x for slot, values in self.optimizer.state.items()
@@ -136,17 +138,17 @@ class Trainer:
                    "loss_sum": self._loss_sum.hex(), "samples": self._samples, "stopped": self._stopped,
                    "history": self.history, "fingerprint": self.fingerprint,
                    "optimizer": self.optimizer.numbers()}
-        self.snapshots.save(self.total_steps, arrays, numbers)
+        snapshots.save(self.total_steps, arrays, numbers)
 
-    def _restore(self) -> None:
-        found = self.snapshots.load_latest() if self.snapshots is not None else None
+    def _restore(self, snapshots: SnapshotFolder) -> None:
+        found = snapshots.load_latest()
         if found is None:
             return
         arrays, numbers = found
         if numbers["fingerprint"] != self.fingerprint:
             differ = sorted(k for k in {**numbers["fingerprint"], **self.fingerprint}
                             if numbers["fingerprint"].get(k) != self.fingerprint.get(k))
-            raise StorageError(f"the checkpoint in {self.snapshots.folder} belongs to another run (different: "
+            raise StorageError(f"the checkpoint in {snapshots.folder} belongs to another run (different: "
                                f"{', '.join(differ)}); use the same settings or another folder")
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")})
         count = len(self.optimizer.params)

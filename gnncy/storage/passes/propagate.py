@@ -7,7 +7,7 @@ from scipy.sparse import csr_array
 
 from gnncy._check import check_choice, check_float, check_int
 from gnncy._threads import run_pieces
-from gnncy.graph import spmm
+from gnncy.graph import Block, spmm
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
 _PIECE = 4096
@@ -36,7 +36,7 @@ class Diffusion:
         check_int(self.steps, "steps", 0)
         check_float(self.alpha, "alpha", 0.0, 1.0)
 
-    def __call__(self, matrix: csr_array, x: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+    def __call__(self, matrix: csr_array | Block, x: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> np.ndarray:
         """Write the diffused ``x`` to ``out``, using ``scratch``; all ``n x w``, distinct."""
         source, target = (out, scratch) if self.steps % 2 == 0 else (scratch, out)
         np.copyto(source, x)
@@ -73,6 +73,7 @@ def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffu
         Where the scratch files of the results lie.
     """
     n, d = source.shape
+    graph = Block.from_csr(matrix)  # checked once
     results = [ColumnTiles(folder, n, d, source.dtype) for _ in diffusions]
     x, out, scratch, power = (np.empty((n, TILE), source.dtype) for _ in range(4))
     for tile in range(source.n_tiles):
@@ -81,11 +82,11 @@ def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffu
         reached = 0
         for diffusion, result in zip(diffusions, results, strict=True):
             if diffusion.kind == "power" and diffusion.steps >= reached:
-                Diffusion("power", diffusion.steps - reached)(matrix, power, out, scratch)
+                Diffusion("power", diffusion.steps - reached)(graph, power, out, scratch)
                 np.copyto(power, out)
                 reached = diffusion.steps
             else:
-                diffusion(matrix, x, out, scratch)
+                diffusion(graph, x, out, scratch)
             result.write_tile(tile, out)
     return results
 

@@ -1,6 +1,7 @@
 """Wide or sparse features made dense and narrow on the way in, by a documented and seeded method."""
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.linalg import qr
@@ -12,19 +13,32 @@ from gnncy._linalg import matmul
 from gnncy._memory import aligned_empty
 from gnncy._random import derive, stream
 from gnncy._threads import run_pieces
-from gnncy.graph import spmm
+from gnncy.graph import Block, spmm
 from gnncy.storage.passes.propagate import Diffusion
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
-CHUNK = 4096  # rows of a streaming pass: fixed, so that sums over chunks do not depend on the memory limit
+CHUNK = 2**19  # values in a chunk of dense rows: never the memory limit's, so that sums over chunks do not depend on it
+SPARSE_ROWS = 4096  # rows in a chunk of sparse ones
 OVERSAMPLING = 16
 PANEL = 64  # columns of the basis that are summed at once
 BAG_OF_WORDS_DENSITY = 0.25
 
 
-def iter_nodes(features, chunk: int = CHUNK) -> Iterator[tuple[int, np.ndarray | csr_array]]:
+def chunk_rows(width: int) -> int:
+    """Rows in a chunk of dense rows of a width: about 2 MB of float32, a multiple of 256 rows."""
+    return max(256, CHUNK // width // 256 * 256)
+
+
+def is_sparse(features) -> bool:
+    """Whether features are a sparse array or a store of one."""
+    return issparse(features) or hasattr(features, "nnz")
+
+
+def iter_nodes(features, chunk: int | None = None) -> Iterator[tuple[int, Any]]:
     """``(first node, rows)`` of features in node order: CSR rows of sparse features, else dense rows."""
-    n = features.shape[0]
+    n, d = features.shape
+    if chunk is None:
+        chunk = SPARSE_ROWS if is_sparse(features) else chunk_rows(d)
     for start in range(0, n, chunk):
         stop = min(start + chunk, n)
         if issparse(features) or isinstance(features, np.ndarray):
@@ -118,7 +132,7 @@ class FeatureReducer:
         if self.method == "hash":
             return 8 * d
         k = self.width + OVERSAMPLING
-        return 4 * (d * k + CHUNK * k + max(d * (k + PANEL) + CHUNK * PANEL, 3 * n * TILE))
+        return 4 * (d * k + CHUNK + max(d * (k + PANEL) + SPARSE_ROWS * PANEL, 3 * n * TILE))
 
     def save(self, folder) -> None:
         """Write the fitted map into a folder, as ``basis.npy`` and ``column_weight.npy``, each whole or absent."""
@@ -145,15 +159,16 @@ class FeatureReducer:
     def _normal_operator(self, features, basis, matrix, diffusion, folder) -> np.ndarray:
         """``(S X)^T (S X) basis``, in Fortran order."""
         n, (d, k) = features.shape[0], basis.shape
+        chunk = chunk_rows(k if is_sparse(features) else max(d, k))
         result = np.zeros((d, k), np.float32, order="F")
 
         def images():
             dense = np.ascontiguousarray(basis)
-            for start, rows in iter_nodes(features):
+            for start, rows in iter_nodes(features, chunk):
                 yield start, _product(_weighted(rows, self.column_weight_), dense)
 
         def accumulate(parts):
-            for (_, rows), (_, part) in zip(iter_nodes(features), parts, strict=True):
+            for (_, rows), (_, part) in zip(iter_nodes(features, chunk), parts, strict=True):
                 back = _transposed(_weighted(rows, self.column_weight_))
                 for first in range(0, k, PANEL):
                     panel = slice(first, first + PANEL)
@@ -165,12 +180,13 @@ class FeatureReducer:
         with ColumnTiles(folder, n, k) as image:
             for start, part in images():
                 image.write_rows(start, part)
+            graph = Block.from_csr(matrix)  # checked once
             x, out, scratch = (aligned_empty((n, TILE)) for _ in range(3))
             for tile in range(image.n_tiles):
-                once = diffusion(matrix, image.read_tile(tile, x), out, scratch)
-                image.write_tile(tile, diffusion(matrix, once, x, scratch))
+                once = diffusion(graph, image.read_tile(tile, x), out, scratch)
+                image.write_tile(tile, diffusion(graph, once, x, scratch))
             del x, out, scratch, once
-            accumulate(image.iter_rows(CHUNK))
+            accumulate(image.iter_rows(chunk))
         return result
 
 
@@ -195,7 +211,7 @@ def reduced_tiles(features, reducer: FeatureReducer | None, folder, *, normalize
     for start, rows in iter_nodes(features):
         if reducer is not None:
             rows = reducer.transform(rows)
-        elif issparse(rows):
+        elif not isinstance(rows, np.ndarray):
             rows = rows.toarray()
         tiles.write_rows(start, unit_rows(rows) if normalize_rows else rows)
     return tiles
@@ -215,12 +231,12 @@ def _inverse_document_frequency(features) -> np.ndarray | None:
     n, d = features.shape
     count = np.zeros(d, np.int64)
     for _, rows in iter_nodes(features):
-        if (rows.data if issparse(rows) else rows).min(initial=0) < 0:
+        dense = isinstance(rows, np.ndarray)
+        values = rows if dense else rows.data
+        if values.size and values.min() < 0:
             return None
-        if issparse(rows):
-            count += np.bincount(rows.indices[rows.data != 0], minlength=d)
-        else:
-            count += np.count_nonzero(rows, axis=0)
+        count = count + (np.count_nonzero(rows, axis=0) if dense
+                         else np.bincount(rows.indices[values != 0], minlength=d))
     if count.sum() > BAG_OF_WORDS_DENSITY * n * d:
         return None
     return np.log((1 + n) / (1 + count)).astype(np.float32)

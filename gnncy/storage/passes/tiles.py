@@ -42,7 +42,8 @@ class ColumnTiles:
             os.close(self._fd)
             self._fd = -1
             raise StorageError(error.errno, f"cannot reserve {self.n_tiles * self._tile_bytes} bytes of scratch space "
-                               f"({os.strerror(error.errno or 0)}); free some or choose another folder", str(folder)) from error
+                               f"({os.strerror(error.errno or 0)}); free some or choose another folder",
+                               str(folder)) from error
 
     def write_rows(self, start: int, rows: np.ndarray) -> None:
         """Store ``rows`` (k x d) as rows ``start .. start + k``."""
@@ -99,13 +100,13 @@ class ColumnTiles:
         return tile * self._tile_bytes + row * TILE * self.dtype.itemsize
 
     def _write(self, values: np.ndarray, tile: int, row: int) -> None:
-        view, offset = memoryview(values).cast("B"), self._offset(tile, row)
+        view, offset = values.data.cast("B"), self._offset(tile, row)
         while view:
             done = os.pwrite(self._fd, view, offset)
             view, offset = view[done:], offset + done
 
     def _read(self, values: np.ndarray, tile: int, row: int) -> None:
-        view, offset = memoryview(values).cast("B"), self._offset(tile, row)
+        view, offset = values.data.cast("B"), self._offset(tile, row)
         while view:
             done = os.preadv(self._fd, [view], offset)
             if done == 0:
