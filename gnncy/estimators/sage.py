@@ -63,8 +63,8 @@ class SageEncoder:
         dims = self._dims(width)
         weights = sum(2 * a * b + b for a, b in pairwise(dims))
         sizes = self._batch_sizes(adjacency)
-                                        "basis": (FeatureReducer(width).memory_needed(n, d)
-                                                  + 4 * d * width)}
+        activations = (4 + itemsize) * sizes[0] * width
+        activations += 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
         activations += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
         stages = {}
         if sparse:
