@@ -26,7 +26,8 @@ def check_array(value, name: str, *, ndim: int = 2, dtype=None, finite: bool = T
         dtype = np.float64 if array.dtype.kind == "f" and array.dtype.itemsize == 8 else np.float32
     array = np.ascontiguousarray(array, dtype=dtype)
     if not allow_empty and array.size == 0:
-        raise ValueError(f"{name} is empty, with shape {array.shape}: found array with 0 sample(s) or feature(s)")
+        what = "sample" if array.shape[0] == 0 else "feature"
+        raise ValueError(f"{name} is empty: 0 {what}(s) (shape={array.shape}) while a minimum of 1 is required.")
     if finite:
         check_finite(array, name)
     return array

@@ -35,7 +35,7 @@ class Estimator:
         from sklearn.utils import InputTags, Tags, TargetTags, TransformerTags
         return Tags(estimator_type="transformer", target_tags=TargetTags(required=False),
                     transformer_tags=TransformerTags(preserves_dtype=["float32"]),
-                    input_tags=InputTags(pairwise=True, sparse=True))
+                    input_tags=InputTags(pairwise=True, sparse=True, positive_only=True))
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "embedding_")

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 
 from gnncy import _files, _memory
-from gnncy._check import check_choice, check_float, check_int
+from gnncy._check import check_array, check_choice, check_float, check_int
 from gnncy._random import seed_from
 from gnncy._threads import effective_n_jobs, working_threads
 from gnncy.errors import GraphFormatError, StorageError
@@ -192,10 +192,11 @@ class GraphEncoder(Estimator):
         array, shape (m, n_components)
         """
         self._check_fitted()
+        if features is None and getattr(X, "ndim", 0) == 2 and X.shape[1] != self.n_features_in_:
+            raise ValueError(self._other_width(X.shape[1]))
         with self._verbose_logging(), _checked(X, features) as (adjacency, features):
             if features.shape[1] != self.n_features_in_:
-                raise ValueError(f"X has {features.shape[1]} features, but {type(self).__name__} is expecting "
-                                 f"{self.n_features_in_} features as input")
+                raise ValueError(self._other_width(features.shape[1]))
             plan = self._plan(self._encoder, adjacency, features)
             plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in ("smooth", "embed")}
             plan.check()
@@ -214,6 +215,10 @@ class GraphEncoder(Estimator):
         """Names of the embedding's columns: ``graphencoder0``, ``graphencoder1``, …"""
         self._check_fitted()
         return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
+
+    def _other_width(self, columns: int) -> str:
+        return (f"X has {columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input")
 
     # -- the parts of fit
 
@@ -307,8 +312,12 @@ class GraphEncoder(Estimator):
 @contextmanager
 def _checked(X, features):
     """The adjacency in canonical form and the features as a storage; a file that is opened here is closed after."""
-    adjacency = as_csr(X, name="X")
+    adjacency = as_csr(X if issparse(X) else check_array(X, "X"), name="X")
     n = adjacency.shape[0]
+    if adjacency.nnz and adjacency.data.min() < 0:
+        raise GraphFormatError(f"Negative values in data passed to GraphEncoder: X has weights down to "
+                               f"{adjacency.data.min():g}, and a mean over neighbours needs weights of at least 0; use "
+                               "abs(X) or drop them")
     if n < 2:
         raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n}: found array with {n} sample(s)")
     storage = adjacency if features is None else as_storage(features)
