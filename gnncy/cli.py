@@ -6,12 +6,13 @@ import json
 import logging
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnncy import _doctor, _files, _memory
+from gnncy import _doctor, _files, _memory, plot
 from gnncy._threads import working_threads
 from gnncy.datasets import GraphDataset, load_wordnet, open_graph, read_graph
 from gnncy.errors import GnncyError
@@ -123,8 +124,18 @@ def _encoder(options, start_up: int, **more) -> GraphEncoder:
     return encoder
 
 
+@contextmanager
+def _loaded(options):
+    """The graph that the options name, with features and labels where there are any; its files are closed after."""
+    data = _load(options)
+    try:
+        yield data
+    finally:
+        if hasattr(data.features, "close"):
+            data.features.close()
+
+
 def _load(options) -> GraphDataset:
-    """The graph that the options name, with features and labels where there are any."""
     path = Path(options.graph)
     if options.graph == "wordnet" and not path.exists():
         data = load_wordnet()
@@ -136,15 +147,15 @@ def _load(options) -> GraphDataset:
     else:
         raise UsageError(f"unknown data set or missing file: {options.graph!r}; give 'wordnet', or a path to a .npz "
                          "(scipy.sparse.save_npz), .mtx, edge list or graph folder")
-    changes = {}
-    if options.features is not None:
-        changes["features"] = _open_features(Path(options.features))
+    changes: dict = {}
     if options.labels is not None:
         labels = np.load(options.labels, allow_pickle=False)
         if labels.shape != (data.n_nodes,) or labels.dtype.kind not in "iu":
             raise UsageError(f"--labels must hold one integer per node ({data.n_nodes}), got shape {labels.shape}, "
                              f"dtype {labels.dtype}")
         changes["labels"] = labels.astype(np.int64)
+    if options.features is not None:
+        changes["features"] = _open_features(Path(options.features))
     return dataclasses.replace(data, **changes)
 
 
@@ -160,10 +171,16 @@ def _open_features(path: Path):
 
 
 def _train(options) -> int:
+    if options.plot:
+        plot.require_matplotlib()  # before the work, not after it
     began = time.monotonic()
     resettable = _memory.reset_peak()
     start_up = _memory.rss()
-    data = _load(options)
+    with _loaded(options) as data:
+        return _train_on(data, options, began, start_up, resettable)
+
+
+def _train_on(data: GraphDataset, options, began: float, start_up: int, resettable: bool) -> int:
     folder = Path(options.out)
     callbacks = [ProgressBar()] if sys.stderr.isatty() and not options.quiet else []
     encoder = _encoder(options, start_up, checkpoint_dir=folder, prefetch=not options.no_prefetch, callbacks=callbacks)
@@ -221,7 +238,6 @@ def _write_history(path: Path, history: list[dict]) -> None:
 
 
 def _figures(folder: Path, encoder: GraphEncoder, data: GraphDataset) -> None:
-    from gnncy import plot
     plot.history(encoder.history_, save=folder / "loss.png")
     plot.io_timeline(encoder.history_, save=folder / "io.png")
     labels = data.labels if len(data.labels) else None
@@ -254,9 +270,8 @@ class ProgressBar:
 
 def _estimate(options) -> int:
     start_up = _memory.rss()
-    data = _load(options)
-    encoder = _encoder(options, start_up)
-    plan = encoder.estimate(data.adjacency, features=data.features)
+    with _loaded(options) as data:
+        plan = _encoder(options, start_up).estimate(data.adjacency, features=data.features)
     print(json.dumps(plan.as_dict(), indent=1) if options.json else plan)
     plan.check()
     return OK

@@ -22,12 +22,18 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _GREY, _OTHERS = "#6B6B6B", "#C8C8C8"
 
 
-def _figure(size):
+def require_matplotlib() -> None:
+    """Raise ImportError, naming the extra, where matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("gnncy.plot needs matplotlib; run pip install 'gnncy[plot]'") from error
+
+
+def _figure(size):
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -192,7 +192,8 @@ class GraphEncoder(Estimator):
         array, shape (m, n_components)
         """
         self._check_fitted()
-        if features is None and getattr(X, "ndim", 0) == 2 and X.shape[1] != self.n_features_in_:
+        X = X if issparse(X) else check_array(X, "X")
+        if features is None and X.shape[1] != self.n_features_in_:
             raise ValueError(self._other_width(X.shape[1]))
         with self._verbose_logging(), _checked(X, features) as (adjacency, features):
             if features.shape[1] != self.n_features_in_:
@@ -321,6 +322,8 @@ def _checked(X, features):
     if n < 2:
         raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n}: found array with {n} sample(s)")
     storage = adjacency if features is None else as_storage(features)
+    if issparse(storage):
+        storage = csr_array(storage)
     try:
         if storage.shape[0] != n:
             raise ValueError(f"features must have one row per node: X has {n} nodes, features have shape "
