@@ -138,7 +138,8 @@ def _source(embedding, n):
 
 def _rows(embedding, ids, normalize):
     """Rows of the embedding in float64, dense or CSR, of unit length if wanted (zero rows stay zero)."""
-    rows = embedding[ids]  # a copy, as ids is an array
+    # A copy either way, as ids is an array.
+    rows = embedding.read_batch(ids) if hasattr(embedding, "read_batch") else embedding[ids]
     if sparse.issparse(rows):
         rows = sparse.csr_array(rows, dtype=np.float64)
         check_finite(rows.data, "embedding")

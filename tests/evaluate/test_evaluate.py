@@ -288,3 +288,13 @@ def test_health_matches_its_formulas():
 def test_health_refuses(value, message):
     with pytest.raises(ValueError, match=message):
         embedding_health(value)
+
+
+def test_sparse_features_on_disk_are_probed_as_those_in_memory(data, tmp_path):
+    from scipy.sparse import csr_array
+
+    from gnncy.storage import SparseFeatureStorage
+    words = csr_array(np.maximum(data.features, 0))
+    with SparseFeatureStorage.from_csr(words, tmp_path / "words") as store:
+        on_disk = linear_probe(store, data.labels, data.split)
+    assert np.array_equal(on_disk.predictions, linear_probe(words, data.labels, data.split).predictions)

@@ -111,7 +111,7 @@ from gnncy import plot
 assert "matplotlib" not in sys.modules
 plot.history([{"epoch": 1, "loss": 1.0}])
 assert "matplotlib.pyplot" not in sys.modules
-sys.modules["matplotlib.figure"] = None
+sys.modules["matplotlib"] = None
 try:
     plot.history([{"epoch": 1, "loss": 1.0}])
 except ImportError as error:
