@@ -2,7 +2,8 @@
 
     python tools/same_bits.py [--epochs N] [--kills 3] [--folder DIR]
 
-Ways: one and two threads; limits of 96, 128 and 512 MB; words in memory and in a store on disk; prefetch on and off; a run
+Ways: one and two threads; limits of 96, 128 and 512 MB; words in memory and in a store on disk; prefetch on and off; a
+run
 killed with SIGKILL at random moments and resumed. Exit status 1 if any differ.
 """
 import argparse
