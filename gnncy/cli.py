@@ -190,7 +190,7 @@ def _train_on(data: GraphDataset, options, began: float, start_up: int, resettab
     _write_history(folder / "history.csv", encoder.history_)
     results = {"data": data.name, "nodes": data.n_nodes, "arcs": int(data.adjacency.nnz),
                "embedding": str(encoder.embedding_path_), "dim": options.dim, "epochs": encoder.n_iter_,
-               "loss": encoder.loss_, "seconds": seconds}
+               "loss": encoder.loss_ if encoder.history_ else None, "seconds": seconds}
     with working_threads(options.threads):
         results |= _scores(encoder, data)
     results["memory"] = {"limit": options.memory_limit, "start_up": start_up,
@@ -219,7 +219,7 @@ def _scores(encoder: GraphEncoder, data: GraphDataset) -> dict:
 
 def _text(results: dict) -> str:
     lines = [f"{results['data']}: {results['nodes']:,} nodes, {results['dim']} columns, {results['epochs']} epochs, "
-             f"loss {results['loss']:.4f}, {results['seconds']:.1f} s -> {results['embedding']}"]
+             f"loss {results['loss'] or float('nan'):.4f}, {results['seconds']:.1f} s -> {results['embedding']}"]
     if "probe" in results:
         lines.append(f"{'linear probe, test nodes':<28}{'accuracy':>10}{'macro-F1':>10}")
         lines += [f"  {name:<26}{100 * s['accuracy']:>9.1f} {100 * s['macro_f1']:>9.1f}"
@@ -287,8 +287,8 @@ def _info(options) -> int:
 
 
 def _describe(path: Path) -> dict:
-    if path.is_dir() and (path / "run.json").exists():
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    if path.is_dir() and (path / "config.json").exists():
+        run = json.loads((path / "config.json").read_text(encoding="utf-8"))
         results = path / "results.json"
         done = json.loads(results.read_text(encoding="utf-8")) if results.exists() else None
         facts = {"kind": "run", "finished": done is not None, "nodes": run["nodes"], "arcs": run["arcs"],

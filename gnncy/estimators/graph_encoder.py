@@ -9,12 +9,13 @@ import time
 import weakref
 import zlib
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from gnncy import _files, _memory
+from gnncy import _files, _kernels, _memory
 from gnncy._check import check_array, check_choice, check_float, check_int
 from gnncy._random import seed_from
 from gnncy._threads import effective_n_jobs, working_threads
@@ -364,15 +365,20 @@ def _checksum(data) -> int:
 
 
 def _claim(folder: Path, run: dict) -> None:
-    """Write ``run.json``, or refuse a folder that holds the files of another run."""
-    file = folder / "run.json"
+    """Write ``config.json``, or refuse a folder that holds the files of another run."""
+    file = folder / "config.json"
+    made_with = {"gnncy": version("gnncy"), "numpy": np.__version__, "scipy": version("scipy"), "simd": _kernels.LEVEL}
     if not file.exists():
-        _files.write_text(file, json.dumps(run, indent=1) + "\n")
+        _files.write_text(file, json.dumps(run | {"made_with": made_with}, indent=1) + "\n")
         return
     try:
         there = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise StorageError(f"{file} is damaged ({error}); use an empty folder") from error
+        began_with = there.pop("made_with")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise StorageError(f"{file} is damaged ({error!r}); use an empty folder") from error
+    if began_with != made_with:
+        log.warning("this run began with %s and continues with %s: its bits may differ from those of a run with either",
+                    began_with, made_with)
     if there != run:
         differ = [k for k in run if run[k] != there.get(k)]
         if "parameters" in differ:

@@ -174,7 +174,7 @@ def test_python_m_and_version():
 @pytest.mark.slow
 def test_an_interrupt_leaves_a_good_run_behind(files, tmp_path):
     command = [sys.executable, "-m", "gnncy", "train", str(files / "graph.npz"), "--features", str(files / "x.npy"),
-               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "300"]
+               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "100"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "latest").exists() and time.monotonic() < deadline:
@@ -188,3 +188,17 @@ def test_an_interrupt_leaves_a_good_run_behind(files, tmp_path):
     elsewhere = [str(tmp_path / "fresh") if part == str(tmp_path / "run") else part for part in command]
     subprocess.run(elsewhere, check=True, capture_output=True)
     assert (tmp_path / "run" / "embedding.npy").read_bytes() == (tmp_path / "fresh" / "embedding.npy").read_bytes()
+
+
+@pytest.mark.parametrize("room", [2_000, 30_000])
+def test_a_full_disk_is_said_and_the_run_can_go_on(files, tmp_path, room):
+    import resource
+    command = [sys.executable, "-m", "gnncy", "train", str(files / "graph.npz"), "--features", str(files / "x.npy"),
+               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "2"]
+    full = subprocess.run(command, text=True, capture_output=True,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    assert full.returncode == 1, full.stderr
+    assert "File too large" in full.stderr and "Traceback" not in full.stderr
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert np.load(tmp_path / "run" / "embedding.npy").shape == (600, 8)

@@ -1,5 +1,6 @@
 import copy
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -263,3 +264,40 @@ def test_the_memory_limit_holds_for_features_five_times_larger(encoder, tmp_path
     held = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path / "g"), encoder], check=True, text=True,
                           stdout=subprocess.PIPE).stdout
     assert int(held) < 48_000_000
+
+
+@pytest.fixture
+def memory_cgroup():
+    """A function that makes a memory cgroup (v1 or v2) of so many bytes and returns its folder."""
+    for root, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        folder = pathlib.Path(root) / f"gnncy-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        if (folder / file).exists():
+            def limited(limit, folder=folder, file=file):
+                (folder / file).write_text(str(limit))
+                return folder
+            yield limited
+            folder.rmdir()
+            return
+        folder.rmdir()
+    pytest.skip("no memory cgroup can be made here (needs rights on /sys/fs/cgroup)")
+
+
+@pytest.mark.slow
+def test_a_cgroup_with_room_for_little_more_than_the_limit(tmp_path, memory_cgroup):
+    data = gnncy.datasets.make_sbm(60_000, 4, n_features=1024, degree=4.0, seed=0)
+    FeatureStorage.from_array(data.features, tmp_path / "x.npy").close()
+    sp.save_npz(tmp_path / "a.npz", sp.csr_matrix(data.adjacency))
+    del data
+    command = [sys.executable, "-m", "gnncy", "train", str(tmp_path / "a.npz"), "--features", str(tmp_path / "x.npy"),
+               "--dim", "16", "--batch-size", "256", "--reduced-width", "64", "--epochs", "1", "--memory-limit", "56MB"]
+    folder = memory_cgroup(160_000_000)  # the limit, the start-up size of about 60 MB, and some files' pages
+    inside = subprocess.run([*command, "--out", str(tmp_path / "inside")], text=True, capture_output=True,
+                            preexec_fn=lambda: (folder / "cgroup.procs").write_text(str(os.getpid())))
+    assert inside.returncode == 0, inside.stderr
+    subprocess.run([*command, "--out", str(tmp_path / "outside")], check=True, capture_output=True)
+    a, b = ((tmp_path / name / "embedding.npy").read_bytes() for name in ("inside", "outside"))
+    assert a == b
