@@ -410,7 +410,7 @@ def embedding_health(embedding, *, random_state=0) -> EmbeddingHealth:
     -------
     EmbeddingHealth
         ``effective_rank``, exp of the entropy of the singular values divided by their sum: d for rows spread evenly
-        over all directions, 1 for rows on a line. ``uniformity``, log of the mean of exp(-2 |u - v|^2) over pairs of
+        over all directions, 1 for rows on a line. ``uniformity``, log of the mean of ``exp(-2 |u - v|^2)`` over pairs of
         rows scaled to unit length: 0 if all are equal, towards -4 if spread over the sphere. ``dead_columns``, the
         share of columns with a standard deviation below 1e-5 of the entries' root mean square.
 

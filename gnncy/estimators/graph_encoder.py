@@ -184,7 +184,7 @@ class GraphEncoder(Estimator):
         Parameters
         ----------
         X : sparse array or matrix, shape (m, m)
-        features : as in :meth:`fit`, shape (m, n_features_in_)
+        features : as in :meth:`fit`, shape (m, ``n_features_in_``)
         out : path-like, optional
             Where to write the embedding as ``.npy``; it is then returned memory-mapped.
 
