@@ -47,6 +47,22 @@ class EmbeddingHealth(NamedTuple):
 def accuracy(true, predicted) -> float:
     """Share of equal labels.
 
+    Parameters
+    ----------
+    true, predicted : array_like of shape (n,), int or str
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels, or not as many in one as in the other.
+    TypeError
+        If they are neither integers nor strings.
+
     Examples
     --------
     >>> from gnncy.evaluate import accuracy
@@ -59,6 +75,20 @@ def accuracy(true, predicted) -> float:
 
 def macro_f1(true, predicted) -> float:
     """Mean of the classes' F1 = 2 TP / (2 TP + FP + FN), over the classes that occur in either argument.
+
+    Parameters
+    ----------
+    true, predicted : array_like of shape (n,), int or str
+
+    Returns
+    -------
+    float
+        0 to 1.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in :func:`accuracy`.
 
     Examples
     --------
@@ -379,7 +409,22 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
 def majority_baseline(labels, split=None, *, random_state=0) -> Scores:
     """Scores on the test nodes of always guessing the training nodes' most frequent class.
 
-    Parameters are those of :func:`linear_probe`; without a split both draw the same one.
+    Parameters
+    ----------
+    labels : array_like of shape (n,), int or str
+        -1 marks nodes without a label.
+    split, random_state : optional
+        As in :func:`linear_probe`; without a split both draw the same one.
+
+    Returns
+    -------
+    Scores
+        ``accuracy`` and ``macro_f1``.
+
+    Raises
+    ------
+    ValueError
+        If there are no training or no test nodes, or parts of the split overlap or lack labels.
 
     Examples
     --------
@@ -410,8 +455,8 @@ def embedding_health(embedding, *, random_state=0) -> EmbeddingHealth:
     -------
     EmbeddingHealth
         ``effective_rank``, exp of the entropy of the singular values divided by their sum: d for rows spread evenly
-        over all directions, 1 for rows on a line. ``uniformity``, log of the mean of ``exp(-2 |u - v|^2)`` over pairs of
-        rows scaled to unit length: 0 if all are equal, towards -4 if spread over the sphere. ``dead_columns``, the
+        over all directions, 1 for rows on a line. ``uniformity``, log of the mean of ``exp(-2 |u - v|^2)`` over pairs
+        of rows scaled to unit length: 0 if all are equal, towards -4 if spread over the sphere. ``dead_columns``, the
         share of columns with a standard deviation below 1e-5 of the entries' root mean square.
 
     References

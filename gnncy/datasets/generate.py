@@ -250,10 +250,10 @@ def write_sbm(folder: str | os.PathLike, n_nodes: int, n_classes: int = 8, *, de
     ----------
     folder : path
         Made if need be; a folder that holds a whole graph is refused.
-    memory_limit : int or str
-        Bytes to be held at a time, such as ``"256MB"``; at least 9 a node and 8 MB.
     n_nodes, n_classes, degree, homophily, n_features, feature_noise, seed
         As in :func:`make_sbm`.
+    memory_limit : int or str, default "256MB"
+        Bytes to be held at a time; at least 9 a node and 8 MB.
 
     Raises
     ------
@@ -261,6 +261,14 @@ def write_sbm(folder: str | os.PathLike, n_nodes: int, n_classes: int = 8, *, de
         The folder holds a graph.
     MemoryLimitError
         The limit is too small; the message names the least.
+
+    Examples
+    --------
+    >>> from gnncy.datasets import open_graph, write_sbm
+    >>> write_sbm("graph", 1000, 4, n_features=16, memory_limit="16MB")
+    >>> with open_graph("graph").features as features:
+    ...     features.shape
+    (1000, 16)
     """
     _sbm(n_nodes, n_classes, degree, homophily, n_features, feature_noise, seed).write(folder, memory_limit)
 
@@ -312,10 +320,12 @@ def write_rmat(folder: str | os.PathLike, scale: int, edge_factor: int = 16, *, 
 
     Parameters
     ----------
-    folder, memory_limit
-        As in :func:`write_sbm`.
+    folder : path
+        Made if need be; a folder that holds a whole graph is refused.
     scale, edge_factor, probabilities, n_classes, n_features, feature_noise, seed
         As in :func:`make_rmat`.
+    memory_limit : int or str, default "256MB"
+        Bytes to be held at a time; at least 9 a node and 8 MB.
 
     Raises
     ------
@@ -323,6 +333,14 @@ def write_rmat(folder: str | os.PathLike, scale: int, edge_factor: int = 16, *, 
         The folder holds a graph.
     MemoryLimitError
         The limit is too small; the message names the least.
+
+    Examples
+    --------
+    >>> from gnncy.datasets import open_graph, write_rmat
+    >>> write_rmat("graph", 10, n_features=16, memory_limit="16MB")
+    >>> with open_graph("graph").features as features:
+    ...     features.shape
+    (1024, 16)
     """
     recipe = _rmat(scale, edge_factor, probabilities, n_classes, n_features, feature_noise, seed)
     recipe.write(folder, memory_limit)

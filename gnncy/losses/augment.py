@@ -13,7 +13,7 @@ def drop_blocks(x: np.ndarray, block: int, rate: float, key: int) -> np.ndarray:
 
     Parameters
     ----------
-    x : array, shape (b, k * block)
+    x : array, shape (b, k * block), float32 or float64
     block : int
         Columns of a block.
     rate : float
@@ -21,8 +21,20 @@ def drop_blocks(x: np.ndarray, block: int, rate: float, key: int) -> np.ndarray:
     key : int
         The draw; the same key gives the same view.
 
+    Returns
+    -------
+    array, shape (b, k * block)
+        A new one, of the type of ``x``.
+
+    Raises
+    ------
+    ValueError
+        If the columns of ``x`` are not a multiple of ``block``, or ``rate`` is not in 0..1.
+
     Examples
     --------
+    >>> import numpy as np
+    >>> from gnncy.losses import drop_blocks
     >>> x = np.ones((2, 4), np.float32)
     >>> drop_blocks(x, 2, 0.0, key=1)
     array([[1., 1., 1., 1.],

@@ -70,6 +70,13 @@ class Adam(Optimizer):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay: :math:`\theta \leftarrow (1 - \eta\lambda)\,\theta`, then Adam's step.
 
+    Parameters
+    ----------
+    params, lr, betas, eps
+        As in :class:`Adam`.
+    weight_decay : float
+        λ.
+
     References
     ----------
     Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019.

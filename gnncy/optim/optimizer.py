@@ -21,6 +21,21 @@ class Optimizer:
         Changed in place by :meth:`step`: float32 or float64, C-contiguous, writable.
     lr : float
         Learning rate; ``optimizer.lr`` may be set between steps.
+
+    Examples
+    --------
+    Gradient descent in two lines; ``grad`` and ``param`` are flat and of one type:
+
+    >>> import numpy as np
+    >>> from gnncy.optim import Optimizer
+    >>> class Descent(Optimizer):
+    ...     def _update(self, grad, param):
+    ...         param -= self.lr * grad
+    >>> weights = np.ones((2, 2))
+    >>> Descent([weights], lr=0.25).step([2 * weights])
+    >>> weights
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
     """
 
     slots: tuple[str, ...] = ()  # arrays of state kept for every parameter

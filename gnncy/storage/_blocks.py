@@ -27,19 +27,20 @@ _local = threading.local()
 class IOStatistics:
     """Counters of a store's input and output. Adding to them is thread-safe.
 
-    Attributes
+    Parameters
     ----------
-    bytes_requested : int
+    bytes_requested : int, default 0
         Bytes of the rows that callers asked for, repeats included.
-    bytes_read, bytes_written : int
+    bytes_read, bytes_written : int, default 0
         Bytes that system calls moved.
-    operations : int
+    operations : int, default 0
         System calls that moved them.
-    seconds : float
+    seconds : float, default 0
         Wall time spent in reading and writing, summed over callers.
 
     Examples
     --------
+    >>> from gnncy.storage import IOStatistics
     >>> stats = IOStatistics()
     >>> before = stats.snapshot()
     >>> stats.add(bytes_read=4096, operations=1)

@@ -77,15 +77,15 @@ class FeatureStorage:
 
     Examples
     --------
-    >>> import os, tempfile
-    >>> path = os.path.join(tempfile.mkdtemp(), "features.npy")
+    >>> import numpy as np
+    >>> from gnncy.storage import FeatureStorage
     >>> x = np.arange(12, dtype=np.float32).reshape(4, 3)
-    >>> with FeatureStorage.from_array(x, path, order=[3, 1, 0, 2]) as store:
+    >>> with FeatureStorage.from_array(x, "features.npy", order=[3, 1, 0, 2]) as store:
     ...     store.read_batch([2, 0, 2])
     array([[6., 7., 8.],
            [0., 1., 2.],
            [6., 7., 8.]], dtype=float32)
-    >>> np.load(path)[0]
+    >>> np.load("features.npy")[0]
     array([ 9., 10., 11.], dtype=float32)
     """
 

@@ -40,6 +40,8 @@ class AdaptiveHotset:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from gnncy.storage import AdaptiveHotset
     >>> hot = AdaptiveHotset(capacity=2, dim=1)
     >>> hot.record_access([5, 5, 7, 7, 7, 9])
     >>> hot.insert([5, 7, 9], [[5.0], [7.0], [9.0]])

@@ -37,6 +37,8 @@ class HyperbatchConfig:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from gnncy.storage import HyperbatchConfig
     >>> config = HyperbatchConfig(buffer_bytes="1MB", hotset_fraction=0)
     >>> for result in config.iterate(np.eye(4, dtype=np.float32), [[0, 1], [2, 1]]):
     ...     print(result.batch_index, result.node_ids, result.features.shape)
@@ -180,6 +182,8 @@ class HyperbatchIterator:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from gnncy.storage import HyperbatchIterator
     >>> x = np.arange(8, dtype=np.float32).reshape(4, 2)
     >>> loader = HyperbatchIterator(x, [np.array([3, 0]), np.array([1])], buffer_bytes="1MB")
     >>> [result.features.tolist() for result in loader]

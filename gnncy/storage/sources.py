@@ -17,6 +17,15 @@ class ArrayStorage:
     ----------
     array : ndarray, shape (n_nodes, dim)
         Real numbers; float64 rows stay float64, others are read as float32. It is not copied.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.storage import ArrayStorage
+    >>> store = ArrayStorage(np.arange(6, dtype=np.float32).reshape(3, 2))
+    >>> store.read_batch([2, 0])
+    array([[4., 5.],
+           [0., 1.]], dtype=float32)
     """
 
     ndim = 2
@@ -70,8 +79,22 @@ def as_storage(features):
         :class:`SparseFeatureStorage`, a file as :class:`FeatureStorage`) and is the caller's to close; anything else
         is taken for a dense array.
 
+    Returns
+    -------
+    FeatureStorage, SparseFeatureStorage, ArrayStorage or sparse array
+        A sparse array in memory has no ``read_batch``; its rows are taken by indexing.
+
+    Raises
+    ------
+    StorageError
+        If a path does not hold a store.
+    TypeError, ValueError
+        If an array is not one of real numbers with rows and columns.
+
     Examples
     --------
+    >>> import numpy as np
+    >>> from gnncy.storage import as_storage
     >>> as_storage(np.eye(3)).read_batch([2, 0])
     array([[0., 0., 1.],
            [1., 0., 0.]])

@@ -60,10 +60,11 @@ class SparseFeatureStorage:
 
     Examples
     --------
-    >>> import os, tempfile
-    >>> x = sp.csr_array(np.array([[0, 1, 0], [2, 0, 3], [0, 0, 0]], dtype=np.float32))
-    >>> path = os.path.join(tempfile.mkdtemp(), "words")
-    >>> with SparseFeatureStorage.from_csr(x, path) as store:
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from gnncy.storage import SparseFeatureStorage
+    >>> x = csr_array(np.array([[0, 1, 0], [2, 0, 3], [0, 0, 0]], dtype=np.float32))
+    >>> with SparseFeatureStorage.from_csr(x, "words") as store:
     ...     store.read_batch([1, 0, 1]).toarray()
     array([[2., 0., 3.],
            [0., 1., 0.],

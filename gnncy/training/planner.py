@@ -23,6 +23,7 @@ class MemoryPlan:
 
     Examples
     --------
+    >>> from gnncy.training import MemoryPlan
     >>> plan = MemoryPlan(64_000_000, {"train": {"graph": 10_000_000}})
     >>> plan.needed
     22000000
@@ -69,7 +70,29 @@ class MemoryPlan:
 
 
 def resolve_limit(memory_limit) -> int:
-    """Bytes of a ``memory_limit=``; ``"auto"`` is half of what the machine, cgroup and rlimits leave."""
+    """Bytes of a ``memory_limit=``.
+
+    Parameters
+    ----------
+    memory_limit : int, str or None
+        Bytes, or text such as ``"256MB"`` or ``"2GiB"``; None and ``"auto"`` are half of what the machine, cgroup
+        and rlimits leave.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or not above 0.
+
+    Examples
+    --------
+    >>> from gnncy.training import resolve_limit
+    >>> resolve_limit("256MB"), resolve_limit("1 GiB")
+    (256000000, 1073741824)
+    """
     if memory_limit is None or memory_limit == "auto":
         return _memory.available() // 2
     return _memory.parse_bytes(memory_limit)

@@ -24,16 +24,18 @@ class SnapshotFolder:
     Parameters
     ----------
     folder : path-like
+        Made by the first snapshot if need be.
     keep : int, default 2
         Snapshots kept.
 
     Examples
     --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     snapshots = SnapshotFolder(folder)
-    ...     _ = snapshots.save(3, {"weight": np.zeros(2)}, {"epoch": 1})
-    ...     arrays, numbers = snapshots.load_latest()
+    >>> import numpy as np
+    >>> from gnncy.training import SnapshotFolder
+    >>> snapshots = SnapshotFolder("run")
+    >>> snapshots.save(3, {"weight": np.zeros(2)}, {"epoch": 1}).name
+    'checkpoint-00000003.npz'
+    >>> arrays, numbers = snapshots.load_latest()
     >>> numbers, arrays["weight"]
     ({'epoch': 1}, array([0., 0.]))
     """
@@ -45,6 +47,7 @@ class SnapshotFolder:
     def save(self, number: int, arrays: dict[str, np.ndarray], numbers: dict) -> Path:
         """Write snapshot ``number``; ``numbers`` must be JSON. Returns its path."""
         path = self.folder / f"checkpoint-{number:08d}.npz"
+        self.folder.mkdir(parents=True, exist_ok=True)
         header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers})
         with _files.replacing(path) as temporary:
             with open(temporary, "wb") as f:
@@ -76,7 +79,31 @@ class SnapshotFolder:
 
 
 def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays and numbers of one snapshot file, its checksums verified."""
+    """Arrays and numbers of one snapshot file, its checksums verified.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``checkpoint-*.npz`` that :meth:`SnapshotFolder.save` wrote.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+    numbers : dict
+
+    Raises
+    ------
+    StorageError
+        If the file is missing, damaged, foreign or of a later format.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.training import SnapshotFolder, read_snapshot
+    >>> path = SnapshotFolder("run").save(3, {"weight": np.zeros(2)}, {"epoch": 1})
+    >>> read_snapshot(path)
+    ({'weight': array([0., 0.])}, {'epoch': 1})
+    """
     remedy = "delete it and point 'latest' at an earlier one, or start anew in an empty folder"
     try:
         with open(path, "rb") as f, np.load(f, allow_pickle=False) as data:

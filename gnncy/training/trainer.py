@@ -44,6 +44,24 @@ class Trainer:
     history : list of dict
         One record an epoch: loss (mean over samples, summed in float64), nodes_per_s, mb_read, hit_rate,
         io_wait_share, rss, seconds.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy import nn, optim, storage, training
+    >>> features = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    >>> model = nn.Linear(4, 4, rng=0)
+    >>> trainer = training.Trainer(model, optim.Adam(model.parameters(), lr=0.01), seed=0, max_epochs=3)
+    >>> def batches(epoch, first):
+    ...     return storage.HyperbatchIterator(features, [np.arange(64)][first:], buffer_bytes="1MB")
+    >>> def step(batch, key):  # learns to return its input
+    ...     error = model(batch.features) - batch.features
+    ...     loss = (error * error).mean()
+    ...     loss.backward()
+    ...     return loss.item(), len(batch.features)
+    >>> history = trainer.run(batches, step, steps_per_epoch=1)
+    >>> history[2]["loss"] < history[0]["loss"]
+    True
     """
 
     def __init__(self, model, optimizer, *, seed: int, max_epochs: int, snapshots: SnapshotFolder | None = None,

@@ -21,8 +21,21 @@ class Diffusion:
     ``kind="appnp"`` gives ``steps`` rounds of :math:`Z \\leftarrow (1-\\alpha) P Z + \\alpha X` from ``Z = X``
     (approximate personalised PageRank, Gasteiger et al. 2019).
 
+    Parameters
+    ----------
+    kind : {"power", "appnp"}
+    steps : int
+    alpha : float, default 0
+        In 0..1; of ``"appnp"`` only.
+
+    References
+    ----------
+    F. Wu et al., "Simplifying graph convolutional networks", ICML 2019.
+    J. Gasteiger, A. Bojchevski, S. Guennemann, "Predict then propagate", ICLR 2019.
+
     Examples
     --------
+    >>> from gnncy.storage.passes import Diffusion
     >>> Diffusion("power", 2), Diffusion("appnp", 16, alpha=0.05)
     (Diffusion(kind='power', steps=2, alpha=0.0), Diffusion(kind='appnp', steps=16, alpha=0.05))
     """
@@ -71,6 +84,29 @@ def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffu
     diffusions : sequence of Diffusion
     folder : path-like
         Where the scratch files of the results lie.
+
+    Returns
+    -------
+    list of ColumnTiles, each of shape (n, d)
+        Of the type of ``source``; close them when done.
+
+    Raises
+    ------
+    StorageError
+        If there is no room for the scratch files.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy.sparse import csr_array
+    >>> from gnncy.storage.passes import Diffusion, propagate, reduced_tiles
+    >>> path = csr_array(np.array([[0, 1, 0], [.5, 0, .5], [0, 1, 0]], np.float32))  # three nodes in a row
+    >>> with reduced_tiles(np.eye(3, dtype=np.float32), None, ".") as source:
+    ...     once, twice = propagate(path, source, [Diffusion("power", 1), Diffusion("power", 2)], ".")
+    >>> twice.read_rows(0, 3)
+    array([[0.5, 0. , 0.5],
+           [0. , 1. , 0. ],
+           [0.5, 0. , 0.5]], dtype=float32)
     """
     n, d = source.shape
     graph = Block.from_csr(matrix)  # checked once

@@ -23,7 +23,23 @@ class ColumnTiles:
         Where the file lies.
     n, d : int
         Rows and columns.
-    dtype : float32 or float64
+    dtype : float32 or float64, default float32
+
+    Raises
+    ------
+    StorageError
+        If the disk is full.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.storage.passes import ColumnTiles
+    >>> with ColumnTiles(".", n=3, d=20) as tiles:
+    ...     tiles.write_rows(0, np.ones((3, 20), np.float32))
+    ...     tiles.read_tile(1, np.empty((3, 16), np.float32))[:, :6]
+    array([[1., 1., 1., 1., 0., 0.],
+           [1., 1., 1., 1., 0., 0.],
+           [1., 1., 1., 1., 0., 0.]], dtype=float32)
     """
 
     def __init__(self, folder: str | os.PathLike, n: int, d: int, dtype=np.float32) -> None:
