@@ -86,8 +86,8 @@ def as_storage(features):
 
     Raises
     ------
-    StorageError
-        If a path does not hold a store.
+    FileNotFoundError, StorageError
+        If a path leads nowhere, or to something else than a store.
     TypeError, ValueError
         If an array is not one of real numbers with rows and columns.
 
