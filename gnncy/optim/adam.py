@@ -1,37 +1,47 @@
 """Adam and AdamW."""
 import math
 
-import numpy as np
-
 from gnncy._check import check_float
 from gnncy._kernels import optimizer as kernels
-from gnncy.optim.optimizer import Optimizer, run_flat
+from gnncy.optim.optimizer import DenseOptimizer
 
 
-class Adam(Optimizer):
+class Adam(DenseOptimizer):
     r"""Adam, with PyTorch's semantics, one fused pass over each parameter.
 
     .. math::
-        d &= g + \lambda\theta, \quad m = \beta_1 m + (1-\beta_1) d, \quad v = \beta_2 v + (1-\beta_2) d^2 \\
-        \theta &\leftarrow \theta - \frac{\eta}{1-\beta_1^t} \cdot \frac{m}{\sqrt{v}/\sqrt{1-\beta_2^t} + \epsilon}
+        d = g + \lambda\theta, \quad m \leftarrow \beta_1 m + (1-\beta_1) d, \quad
+        v \leftarrow \beta_2 v + (1-\beta_2) d^2 \\
+        \theta \leftarrow \theta - \frac{\eta}{1-\beta_1^t} \cdot \frac{m}{\sqrt{v}/\sqrt{1-\beta_2^t} + \epsilon}
 
-    The corrections are computed in float64. For many small parameters, :func:`gnncy.nn.flatten_parameters` makes the
-    pass a single one.
+    The corrections are computed in float64. With ``amsgrad``, the largest v so far stands in place of v. For many small
+    parameters, :func:`gnncy.nn.flatten_parameters` makes the pass a single one.
 
     Parameters
     ----------
-    params : Tensor, array or an iterable of them
-        Changed in place: float32 or float64, C-contiguous, writable.
+    params : Tensor, array or an iterable of them, or of dicts
+        Changed in place: float32 or float64, C-contiguous, writable. Dicts are parameter groups.
     lr : float
         η.
     betas : (float, float)
+        Shares of the old means that are kept at each step, each in 0..1.
     eps : float
+        ε, added to the corrected root.
     weight_decay : float
         λ, added to the gradient (L2); :class:`AdamW` decays apart from it.
+    amsgrad : bool
+        Never let a step grow because v shrank; one more array of state.
+    nonfinite : {"raise", "skip", "ignore"}
+        What :meth:`step` does about a gradient with nan or infinity: refuse it before anything is changed, leave
+        the step out, or not look (saves one pass over the gradients).
+    max_norm : float, optional
+        Clip the gradients of all groups together to this Euclidean norm, as
+        :func:`~gnncy.optim.clip_grad_norm_` would, without changing them. ``grad_norm`` holds the norm before.
 
     References
     ----------
     Kingma and Ba, Adam: A Method for Stochastic Optimization, ICLR 2015.
+    Reddi, Kale and Kumar, On the Convergence of Adam and Beyond, ICLR 2018 (AMSGrad).
 
     Examples
     --------
@@ -44,27 +54,28 @@ class Adam(Optimizer):
     array([0.9, 0.9, 0.9])
     """
 
-    slots = ("exp_avg", "exp_avg_sq")
-    options = ("lr", "betas", "eps", "weight_decay")
+    slots = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     _decoupled = False
 
     def __init__(self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0):
-        super().__init__(params, lr)
-        if len(betas) != 2:
-            raise ValueError(f"betas must be two numbers, got {betas!r}")
-        self.betas = (check_float(betas[0], "betas[0]", 0), check_float(betas[1], "betas[1]", 0))
-        if max(self.betas) >= 1:
-            raise ValueError(f"betas must be below 1, got {self.betas}")
-        self.eps = check_float(eps, "eps", 0)
-        self.weight_decay = check_float(weight_decay, "weight_decay", 0)
+                 weight_decay: float = 0.0, amsgrad: bool = False, *, nonfinite: str = "raise",
+                 max_norm: float | None = None):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
+                                  "amsgrad": amsgrad}, nonfinite, max_norm)
 
-    def _update(self, grad: np.ndarray, param: np.ndarray, *state: np.ndarray) -> None:
-        beta1, beta2 = self.betas
-        rate = self.lr / (1 - beta1 ** self.steps)
-        root_correction = 1 / math.sqrt(1 - beta2 ** self.steps)
-        l2, keep = (0.0, 1 - self.lr * self.weight_decay) if self._decoupled else (self.weight_decay, 1.0)
-        run_flat(kernels.adam, grad, (rate, beta1, beta2, root_correction, self.eps, l2, keep), param, *state)
+    @staticmethod
+    def _check_options(options: dict) -> dict:
+        return check_adam(options) | {"weight_decay": check_float(options["weight_decay"], "weight_decay", 0),
+                                      "amsgrad": bool(options["amsgrad"])}
+
+    def _call(self, i, group, grad, scale, param):
+        lr, decay = group["lr"], group["weight_decay"]
+        rate, *moments, root_correction = adam_scalars(lr, group["betas"], self.counts[i] + 1)
+        l2, keep = (0.0, 1 - lr * decay) if self._decoupled else (decay, 1.0)
+        slots = self.slots if group["amsgrad"] else self.slots[:2]
+        state = [self._slot(slot, i).reshape(-1) for slot in slots]
+        kernel = kernels.amsgrad if group["amsgrad"] else kernels.adam
+        return kernel, (grad, scale, rate, *moments, root_correction, group["eps"], l2, keep, param, *state)
 
 
 class AdamW(Adam):
@@ -73,9 +84,11 @@ class AdamW(Adam):
     Parameters
     ----------
     params, lr, betas, eps
-        As in :class:`Adam`.
+        As for :class:`Adam`.
     weight_decay : float
-        λ.
+        λ; does not pass through the moments.
+    amsgrad, nonfinite, max_norm
+        As for :class:`Adam`.
 
     References
     ----------
@@ -94,5 +107,23 @@ class AdamW(Adam):
     _decoupled = True
 
     def __init__(self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2):
-        super().__init__(params, lr, betas, eps, weight_decay)
+                 weight_decay: float = 1e-2, amsgrad: bool = False, *, nonfinite: str = "raise",
+                 max_norm: float | None = None):
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, nonfinite=nonfinite, max_norm=max_norm)
+
+
+def check_adam(options: dict) -> dict:
+    """The options that all forms of Adam have, checked."""
+    betas = options["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise ValueError(f"betas must be two numbers, got {betas!r}")
+    checked = tuple(check_float(beta, f"betas[{i}]", 0) for i, beta in enumerate(betas))
+    if max(checked) >= 1:
+        raise ValueError(f"betas must be below 1, got {checked}")
+    return {"lr": check_float(options["lr"], "lr", 0), "betas": checked, "eps": check_float(options["eps"], "eps", 0)}
+
+
+def adam_scalars(lr: float, betas: tuple[float, float], count: int) -> tuple[float, ...]:
+    """What the kernels take at step ``count``: rate, beta1, 1 - beta1, beta2, 1 - beta2, root correction."""
+    beta1, beta2 = betas
+    return lr / (1 - beta1 ** count), beta1, 1 - beta1, beta2, 1 - beta2, 1 / math.sqrt(1 - beta2 ** count)
