@@ -42,6 +42,16 @@ class Optimizer:
         Steps that each parameter has taken.
     skipped : int
         Steps left out because of a gradient that was not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.optim import SGD
+    >>> encoder, head = np.ones(3), np.ones(2)
+    >>> optimizer = SGD([{"params": encoder}, {"params": head, "lr": 0.1}], lr=0.01)
+    >>> optimizer.lr = 0.005
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.005, 0.05]
     """
 
     slots: tuple[str, ...] = ()
@@ -139,10 +149,10 @@ class Optimizer:
                              f"{data.shape}; make a new optimizer")
         return data.reshape(-1)
 
-    def _slot(self, slot: str, i: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    def _slot(self, slot: str, i: int) -> np.ndarray:
         """The state of parameter ``i``, made of zeros when it is first needed."""
         if self.state[slot][i].size == 0:
-            zeros = aligned_empty(self._shapes[i] if shape is None else shape, _data(self.params[i]).dtype)
+            zeros = aligned_empty(self._slot_shape(slot, i), _data(self.params[i]).dtype)
             zeros.fill(0)
             self.state[slot][i] = zeros
         elif self.state[slot][i].dtype != _data(self.params[i]).dtype:
@@ -154,14 +164,26 @@ class Optimizer:
         return self._shapes[i]
 
     def numbers(self) -> dict:
-        """What :meth:`state_dict` holds beside arrays, ready for JSON."""
+        """What :meth:`state_dict` holds beside arrays.
+
+        Returns
+        -------
+        dict
+            Ready for JSON.
+        """
         groups = [{name: group[name] for name in (*self.defaults, "lr_ratio")} | {"params": len(group["params"])}
                   for group in self.param_groups]
         return {"kind": type(self).__name__, "counts": list(self.counts), "skipped": self.skipped, "lr": self._lr,
                 "groups": groups}
 
     def state_dict(self) -> dict:
-        """A copy of what the next step depends on, apart from the parameters, ``nonfinite`` and ``max_norm``."""
+        """A copy of what the next step depends on, apart from the parameters, ``nonfinite`` and ``max_norm``.
+
+        Returns
+        -------
+        dict
+            :meth:`numbers`, and a list of arrays for each slot.
+        """
         return self.numbers() | {slot: [x.copy() for x in self.state[slot]] for slot in self.slots}
 
     def load_state_dict(self, state: dict) -> None:
@@ -198,7 +220,7 @@ class Optimizer:
         for slot, given in arrays.items():
             for i, array in enumerate(given):
                 if array.size:
-                    self._slot(slot, i, array.shape)[...] = array
+                    self._slot(slot, i)[...] = array
                 else:
                     self.state[slot][i] = array.copy()
 
