@@ -56,7 +56,7 @@ def clip_grad_norm_(params, max_norm: float, *, error_if_nonfinite: bool = False
         return total
     scale = max_norm / (total + 1e-6)
     if scale < 1:
-        run_over(grads, lambda pieces: [kernels.multiply(start, stop, scale, grads[i]) for i, start, stop in pieces])
+        run_over(grads, lambda pieces: [kernels.multiply(start, stop, grads[i], scale) for i, start, stop in pieces])
     return total
 
 
@@ -81,7 +81,7 @@ def clip_grad_value_(params, clip_value: float) -> None:
     """
     clip_value = check_float(clip_value, "clip_value", above=0)
     grads = _gradients(params)
-    run_over(grads, lambda pieces: [kernels.clamp(start, stop, clip_value, grads[i]) for i, start, stop in pieces])
+    run_over(grads, lambda pieces: [kernels.clamp(start, stop, grads[i], clip_value) for i, start, stop in pieces])
 
 
 def _gradients(params) -> list[np.ndarray]:

@@ -308,7 +308,7 @@ class DenseOptimizer(Optimizer):
         """The factor that clips the gradients to ``max_norm``; None if the step is to be skipped."""
         if self.max_norm is not None:
             self.grad_norm = norm(grads)
-            finite = math.isfinite(self.grad_norm)
+            finite = math.isfinite(self.grad_norm) or all_finite(grads)  # a norm may be too large where no element is
             scale = min(1.0, self.max_norm / (self.grad_norm + 1e-6)) if finite else 1.0
         else:
             finite = self.nonfinite == "ignore" or all_finite(grads)

@@ -38,7 +38,7 @@ def sum_squares(Py_ssize_t start, Py_ssize_t stop, const floating[::1] x, double
     return total
 
 
-def multiply(Py_ssize_t start, Py_ssize_t stop, floating factor, floating[::1] x):
+def multiply(Py_ssize_t start, Py_ssize_t stop, floating[::1] x, floating factor):
     """Multiply by a number."""
     cdef Py_ssize_t i
     with nogil:
@@ -46,7 +46,7 @@ def multiply(Py_ssize_t start, Py_ssize_t stop, floating factor, floating[::1] x
             x[i] *= factor
 
 
-def clamp(Py_ssize_t start, Py_ssize_t stop, floating bound, floating[::1] x):
+def clamp(Py_ssize_t start, Py_ssize_t stop, floating[::1] x, floating bound):
     """Move what lies outside -bound .. bound to the nearer end; nan stays."""
     cdef Py_ssize_t i
     cdef floating a
