@@ -1,4 +1,5 @@
 """Hard negatives: the candidates that a loss learns most from, and is most misled by, found block by block."""
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +12,8 @@ from gnncy._random import derive, seed_from
 from gnncy._threads import run_pieces
 from gnncy.graph import as_csr
 
-_CANDIDATES = 1024  # candidates whose cosines with some anchors exist at one time
-_ANCHORS = 256  # anchors that one thread takes at a time
+_ANCHORS, _TILE = 512, 768  # anchors that one thread takes at a time, and candidates that it compares with them
+_BLOCK = 4 * _TILE  # candidates that are read at a time
 _RINGS = 16  # the same, where each has candidates of its own
 _ANY = np.iinfo(np.int64).max
 _NO_LABELS = np.empty(0, np.int64)
@@ -108,6 +109,7 @@ class _Miner:
         if self.strategy == "mixed":
             hard = int(k * self.hard_ratio)
             return [*([part(None, k=hard)] if hard else []), *([part(0.0)] if hard < k else [])]
+        assert positive is not None
         edge = positive - dtype.type(self.margin / 2)
         parts = [part(None, edge, np.minimum(positive, highest))]
         if self.fill != "none":
@@ -266,25 +268,24 @@ class HardNegativeMiner(_Miner):
             if positives.shape != anchors.shape:
                 raise ValueError(f"positives must have the shape of anchors, {anchors.shape}, got {positives.shape}")
             positive = np.einsum("ij,ij->i", anchors, _unit(positives, "positives"))
-        left_out = source.places(*_pairs(n, nodes, _positive_ids(positive_ids, n, _ANY), exclude))
+        left_out = _LeftOut(*_pairs(n, nodes, _positive_ids(positive_ids, n, _ANY), exclude), source)
         parts = self._parts(n, anchors.dtype, positive)
         tiles: list[np.ndarray] = []  # one a thread at work, lent and given back
-        for first in range(0, len(source), _CANDIDATES):
-            last = min(first + _CANDIDATES, len(source))
-            block, columns = source.block(first, last, anchors.dtype)
-            low, high = np.searchsorted(left_out[1], [first, last])
-            rows_out, columns_out = left_out[0][low:high], left_out[1][low:high] - first
 
-            def piece(a, b, block=block, columns=columns, rows_out=rows_out, columns_out=columns_out):
-                buffer = tiles.pop() if tiles else np.empty(_ANCHORS * _CANDIDATES, anchors.dtype)
-                tile = buffer[:(b - a) * len(block)].reshape(b - a, len(block))
-                np.matmul(anchors[a:b], block.T, out=tile)
-                here = (rows_out >= a) & (rows_out < b)
-                tile[rows_out[here] - a, columns_out[here]] = -np.inf
-                _enter(parts, keys, a, b, tile, columns)
-                tiles.append(buffer)
+        def piece(start, stop, first, block):
+            buffer = tiles.pop() if tiles else np.empty(_ANCHORS * _TILE, anchors.dtype)
+            for low in range(0, len(block), _TILE):
+                part = block[low:low + _TILE]
+                tile = buffer[:(stop - start) * len(part)].reshape(stop - start, len(part))
+                np.matmul(anchors[start:stop], part.T, out=tile)
+                left_out.mark(tile, start, first + low)
+                _enter(parts, keys, start, stop, tile, source.columns(first + low, first + low + len(part)))
+            tiles.append(buffer)
 
-            run_pieces(piece, n, _ANCHORS)
+        unit = np.empty((min(_BLOCK, len(source)), d), anchors.dtype)
+        for first in range(0, len(source), _BLOCK):
+            block = source.unit_rows(first, min(first + _BLOCK, len(source)), unit)
+            run_pieces(functools.partial(piece, first=first, block=block), n, _ANCHORS)
         return self._result(parts)
 
 
@@ -309,26 +310,41 @@ class _Candidates:
     def __len__(self) -> int:
         return self.count
 
-    def block(self, first: int, last: int, dtype) -> tuple[np.ndarray, _Columns]:
-        names = np.arange(first, last)
-        ids = names if self.ids is None else self.ids[first:last]
-        block = self.source.read_batch(ids) if self.stored else self.source[first:last]
-        block = check_array(block, "candidates", finite=False, dtype=dtype)
-        return _unit(block, "candidates"), _Columns.of(names, ids, self.labels[first:last])
-
-    def places(self, anchors: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of an anchor and a node as pairs of an anchor and a position, by rising position."""
-        if self.ids is None:
-            inside = ids < self.count
-            anchors, places = anchors[inside], ids[inside]
+    def unit_rows(self, first: int, last: int, out: np.ndarray) -> np.ndarray:
+        if self.stored:
+            block = self.source.read_batch(np.arange(first, last) if self.ids is None else self.ids[first:last])
         else:
-            order = np.argsort(self.ids, kind="stable")
-            low, high = (np.searchsorted(self.ids, ids, side, sorter=order) for side in ("left", "right"))
+            block = self.source[first:last]
+        return _unit(check_array(block, "candidates", finite=False, dtype=out.dtype), "candidates", out[:last - first])
+
+    def columns(self, first: int, last: int) -> _Columns:
+        names = np.arange(first, last)
+        return _Columns.of(names, names if self.ids is None else self.ids[first:last], self.labels[first:last])
+
+
+class _LeftOut:
+    """Pairs of an anchor and a candidate that must not meet, by their positions."""
+
+    def __init__(self, anchors: np.ndarray, nodes: np.ndarray, candidates: _Candidates):
+        ids = candidates.ids
+        if ids is None:
+            inside = nodes < len(candidates)
+            anchors, places = anchors[inside], nodes[inside]
+        else:
+            order = np.argsort(ids, kind="stable")
+            low, high = (np.searchsorted(ids, nodes, side, sorter=order) for side in ("left", "right"))
             times = high - low  # a node may be listed more than once
             within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
             anchors, places = np.repeat(anchors, times), order[np.repeat(low, times) + within]
         order = np.argsort(places, kind="stable")
-        return anchors[order], places[order]
+        self.anchors, self.places = anchors[order], places[order]
+
+    def mark(self, tile: np.ndarray, start: int, first: int) -> None:
+        """Write -inf to a tile of cosines, which begins at anchor ``start`` and candidate ``first``."""
+        low, high = np.searchsorted(self.places, [first, first + tile.shape[1]])
+        row, column = self.anchors[low:high] - start, self.places[low:high] - first
+        here = (row >= 0) & (row < len(tile))
+        tile[row[here], column[here]] = -np.inf
 
 
 class GraphHardNegativeMiner(_Miner):
@@ -345,10 +361,13 @@ class GraphHardNegativeMiner(_Miner):
     Parameters
     ----------
     adjacency : sparse or dense array, shape (n, n)
+        The neighbours are the ends of a node's arcs.
+    strategy : {"hardest", "semi_hard", "weighted", "mixed", "random"}
+    n_negatives : int
     min_distance, max_distance : int
         The ring, both ends included.
-    strategy, n_negatives, margin, fill, alpha, hard_ratio, max_similarity, seed
-        As of :class:`HardNegativeMiner`.
+    margin, fill, alpha, hard_ratio, max_similarity, seed
+        As ``strategy`` and ``n_negatives``, those of :class:`HardNegativeMiner`.
 
     See Also
     --------
@@ -388,6 +407,7 @@ class GraphHardNegativeMiner(_Miner):
         embeddings : array, shape (n, d)
             A row for every node. Rows that are not finite are refused as anchors and never chosen as negatives.
         anchor_ids : array of int, shape (n_anchors,)
+            Nodes that negatives are wanted for.
         positive_ids : array of int, shape (n_anchors,) or (n_anchors, p), optional
             Nodes that are not negatives, though they lie in the ring. ``"semi_hard"`` compares with the first.
         labels : array of int, shape (n,), optional
@@ -433,14 +453,15 @@ class GraphHardNegativeMiner(_Miner):
         return self._result(parts)
 
 
-def _unit(x: np.ndarray, name: str) -> np.ndarray:
+def _unit(x: np.ndarray, name: str, out: np.ndarray | None = None) -> np.ndarray:
     """Unit rows. Rows that are not finite are refused: their lengths show them without another pass."""
-    unit, norms = np.empty_like(x), np.empty(len(x), x.dtype)
-    run_pieces(lambda a, b: rows.normalise(x[a:b], unit[a:b], norms[a:b]), len(x), 256)
+    out = np.empty_like(x) if out is None else out
+    norms = np.empty(len(x), x.dtype)
+    run_pieces(lambda a, b: rows.normalise(x[a:b], out[a:b], norms[a:b]), len(x), 1024)
     if not np.isfinite(norms).all():
         check_finite(x, name)
         raise ValueError(f"{name} has rows too long for {x.dtype} (a sum of squares overflows); scale them down")
-    return unit
+    return out
 
 
 def _pairs(n: int, nodes: np.ndarray | None, positive_ids: np.ndarray, exclude) -> tuple[np.ndarray, np.ndarray]:
@@ -474,7 +495,7 @@ def _labels(labels, n: int, name: str) -> np.ndarray:
         return _NO_LABELS
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers, got dtype {labels.dtype}; use np.unique(labels, return_inverse=True)")
+        raise TypeError(f"{name} must be integers, got dtype {labels.dtype}; number them by np.unique")
     if labels.shape != (n,):
         raise ValueError(f"{name} must have shape ({n},), got {labels.shape}")
     return np.ascontiguousarray(labels, np.int64)

@@ -35,7 +35,7 @@ cdef extern from *:
     float log2_below "gnncy_log2_below"(uint32_t bits) noexcept nogil
 
 cdef enum:
-    CHUNK = 64  # columns refused at once
+    CHUNK = 32  # columns refused at once
     AHEAD = 8  # rows asked for before their turn
 
 
@@ -97,7 +97,7 @@ def drawn(const floating[:, ::1] x, const int64_t[::1] names, const uint32_t[::1
     cdef floating low, high, least, slope = <floating>(alpha * 1.4426950408889634)
     cdef double score, slack = 1e-4 + 1e-6 * alpha
     cdef int hits
-    cdef uint32_t stream
+    cdef uint32_t stream, noise
     cdef bint labelled = labels.shape[0] > 0
     with nogil:
         for i in range(n):
@@ -116,10 +116,11 @@ def drawn(const floating[:, ::1] x, const int64_t[::1] names, const uint32_t[::1
                 if hits == 0:
                     continue
                 for j in range(first, last):
-                    if x[i, j] > low and x[i, j] < high:
+                    noise = mix32(ids[j] ^ stream)
+                    if slope * x[i, j] - log2_below(noise) > least and x[i, j] > low and x[i, j] < high:
                         if labelled and own[i] >= 0 and labels[j] == own[i]:
                             continue
-                        score = alpha * x[i, j] - log(-log1p(-(mix32(ids[j] ^ stream) + 0.5) * 2.0**-32))
+                        score = alpha * x[i, j] - log(-log1p(-(noise + 0.5) * 2.0**-32))
                         if score > scores[i, k - 1]:
                             insert(score, names[j], x[i, j], k, &scores[i, 0], &chosen[i, 0], &cosines[i, 0])
                 least = <floating>(scores[i, k - 1] * 1.4426950408889634 - slack)
