@@ -98,20 +98,19 @@ class Pairs:
             graph = as_csr(sp.csr_array((coo.data[keep], (coo.row[keep], coo.col[keep])), shape=graph.shape))
         made = cls.__new__(cls)
         made.n_nodes, made.repeated = graph.shape[0], None
-        for graph in (graph, None):
-            if graph is None:
-                ones = sp.csr_array((np.ones(len(given.indices), np.float32), given.indices, given.indptr), given.shape)
-                graph = as_csr(ones + ones.T)
-            given = graph
-            made.indptr, made.others = graph.indptr, graph.indices
-            made.pairs = np.empty_like(graph.indices)
-            made.count = incidence.number(made.indptr, made.others, made.indptr[:-1].copy(), made.pairs)
-            if made.count >= 0:
-                break
-        if not made.count:
+        made._number(graph)
+        if made.count < 0:  # an arc without its reverse
+            pattern = sp.csr_array((np.ones(graph.nnz, np.float32), graph.indices, graph.indptr), graph.shape)
+            made._number(as_csr(pattern + pattern.T))
+        if made.count == 0:
             raise ValueError("adjacency has no edges between different nodes, so there are no pairs")
         made.similar = np.ones(made.count, np.uint8)
         return made
+
+    def _number(self, graph):
+        self.indptr, self.others = graph.indptr, graph.indices
+        self.pairs = np.empty_like(graph.indices)
+        self.count = incidence.number(self.indptr, self.others, self.indptr[:-1].copy(), self.pairs)
 
     def __len__(self) -> int:
         return len(self.similar)

@@ -41,10 +41,10 @@ class SpectralRegularization:
 
     Notes
     -----
-    The random walk kind is half of :math:`\sum_i \sum_j P_{ij} \|z_i - z_j\|^2` with P = D^-1 A: the expected square of a
-    step of the walk from each node, so that nodes count alike, whatever their degree. It equals the trace of
-    :math:`Z^T (I - P) Z` where the graph is regular. Elsewhere that trace is not symmetric in the ends of an edge and
-    has no lower bound (a star has negative values), so it regularizes nothing.
+    The random walk kind is half of :math:`\sum_i \sum_j P_{ij} \|z_i - z_j\|^2` with P = D^-1 A: the expected square of
+    a step of the walk from each node, so that nodes count alike, whatever their degree. It equals the trace of
+    :math:`Z^T (I - P) Z` where the graph is regular. Elsewhere that trace differs by :math:`\tfrac12 \sum_i (1 - \sum_j
+    P_{ji}) \|z_i\|^2`, has no lower bound (on a star it is negative for some Z), and so regularizes nothing.
 
     The loss is least where it is 0: keep its weight small beside a loss that keeps embeddings apart.
 

@@ -317,7 +317,7 @@ def test_softmax_grad_kernel(kernels, k, dtype):
     for x in (positive, weight, shift):
         x.flags.writeable = False
     loss, positive_grad = np.empty(n), np.empty(n, dtype)
-    kernels.softmax_grad(logits, positive, shift, weight, tau, loss, positive_grad)
+    kernels.softmax_grad(logits, positive, shift, weight, tau, 0, 0, loss, positive_grad)
     e = np.exp(cosines / tau)
     p = e / e.sum(axis=1, keepdims=True)
     rtol = 1e-12 if dtype == np.float64 else 3e-6
@@ -336,10 +336,10 @@ def test_per_anchor_kernel_against_shared_formula(kernels, d, dtype):
     positive, weight = np.array([1, -2, 0.5], dtype), np.array([1, 0.5, 2], dtype)
     for x in (u, negatives, left_out, positive, weight):
         x.flags.writeable = False
-    cosine, norm = np.empty((2, n, k), dtype)
+    norm, scratch = np.empty((n, k), dtype), np.empty((2, k), dtype)
     loss, positive_grad, by_u, by_n = np.empty(n), np.empty(n, dtype), np.empty_like(u), np.empty_like(negatives)
-    kernels.per_anchor_grad(u, negatives, positive, weight, tau, left_out, cosine, norm, loss, positive_grad, by_u,
-                            by_n)
+    kernels.per_anchor_grad(u, negatives, positive, weight, tau, 0, 0, left_out, *scratch, norm, loss, positive_grad,
+                            by_u, by_n)
     length = np.linalg.norm(negatives, axis=2)
     c = np.einsum("ij,ikj->ik", u, negatives) / length
     e = np.where(left_out, 0, np.exp(c / tau))
