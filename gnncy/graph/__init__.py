@@ -3,6 +3,7 @@ from gnncy.graph.aggregate import aggregate, aggregate_grad, spmm
 from gnncy.graph.csr import as_csr, degrees, is_symmetric, normalize, undirected
 from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute
 from gnncy.graph.sampler import Block, NeighborSampler, SampledBatch
+from gnncy.graph.spectral import eigenvalues, eigenvectors
 
 __all__ = [
     "Block",
@@ -14,6 +15,8 @@ __all__ = [
     "bfs_order",
     "degree_order",
     "degrees",
+    "eigenvalues",
+    "eigenvectors",
     "inverse_order",
     "is_symmetric",
     "normalize",

@@ -2,7 +2,9 @@
 from gnncy.losses.augment import drop_blocks
 from gnncy.losses.infonce import InfoNCEGradients, InfoNCELoss, info_nce
 from gnncy.losses.local import LocalContrastiveLoss, Pairs
+from gnncy.losses.multi import MultiObjectiveLoss
+from gnncy.losses.reconstruction import ReconstructionLoss
 from gnncy.losses.spectral import SpectralRegularization
 
-__all__ = ["InfoNCEGradients", "InfoNCELoss", "LocalContrastiveLoss", "Pairs", "SpectralRegularization",
-           "drop_blocks", "info_nce"]
+__all__ = ["InfoNCEGradients", "InfoNCELoss", "LocalContrastiveLoss", "MultiObjectiveLoss", "Pairs",
+           "ReconstructionLoss", "SpectralRegularization", "drop_blocks", "info_nce"]

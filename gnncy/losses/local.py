@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import scipy.sparse as sp
 
-from gnncy._check import check_array, check_choice, check_finite, check_float, check_ids, check_int
+from gnncy._check import check_array, check_choice, check_float, check_ids, check_int
 from gnncy._kernels import incidence, rows
 from gnncy._kernels import pairs as kernels
 from gnncy._random import derive
@@ -177,7 +177,8 @@ def as_pairs(pairs, labels, n_nodes: int) -> Pairs:
         if not isinstance(pairs, (tuple, list, np.ndarray)) or len(pairs) != 2:
             raise TypeError("pairs must be a sparse graph, (left, right) with node ids, or Pairs, got "
                             f"{type(pairs).__name__}")
-        made = Pairs(*pairs, labels, n_nodes=n_nodes)
+        left, right = pairs
+        made = Pairs(left, right, labels, n_nodes=n_nodes)
     if made.n_nodes > n_nodes:
         raise ValueError(f"pairs are of {made.n_nodes} nodes, but there are embeddings of {n_nodes}")
     return made
@@ -187,17 +188,16 @@ class PairProblem(Problem):
     """A loss on pairs: ``kernel`` run over each part of them, gradients by the rows added up."""
 
     def __init__(self, embeddings, *, kernel, parts: list[Pairs], options: tuple = (), normalize: bool = False):
-        self.embeddings = check_array(embeddings, "embeddings", finite=False)
-        check_finite(self.embeddings, "embeddings")
+        self.embeddings = check_array(embeddings, "embeddings")
         self.kernel, self.parts = kernel, parts
         self.options = tuple(self.embeddings.dtype.type(x) for x in options)
         self.count = sum(part.count for part in parts)
-        self.norms = None
+        self.norms: np.ndarray | None = None
         if normalize:
-            given = self.embeddings
-            self.embeddings, self.norms = np.empty_like(given), np.empty(len(given), given.dtype)
-            run_pieces(lambda a, b: rows.normalise(given[a:b], self.embeddings[a:b], self.norms[a:b]), len(given),
-                       _ROWS)
+            given, unit = self.embeddings, np.empty_like(self.embeddings)
+            norms = np.empty(len(given), given.dtype)
+            run_pieces(lambda a, b: rows.normalise(given[a:b], unit[a:b], norms[a:b]), len(given), _ROWS)
+            self.embeddings, self.norms = unit, norms
 
     def solve(self, weight):
         z = self.embeddings
@@ -219,8 +219,9 @@ class PairProblem(Problem):
             run_pieces(piece, part.n_nodes, _ROWS)
             if part.repeated is not None:
                 losses[at][part.repeated] = 0
-        if self.norms is not None and weight is not None:
-            run_pieces(lambda a, b: rows.normalise_grad(z[a:b], self.norms[a:b], grad[a:b], grad[a:b]), len(z), _ROWS)
+        norms = self.norms
+        if norms is not None and weight is not None:
+            run_pieces(lambda a, b: rows.normalise_grad(z[a:b], norms[a:b], grad[a:b], grad[a:b]), len(z), _ROWS)
         return losses, (grad,)
 
 
