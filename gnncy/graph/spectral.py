@@ -61,7 +61,8 @@ def eigenvalues(adjacency, k: int, *, kind: str = "symmetric", method: str = "ar
     return eigenvectors(adjacency, k, kind=kind, method=method)[0]
 
 
-def eigenvectors(adjacency, k: int, *, kind: str = "symmetric", method: str = "arpack") -> tuple[np.ndarray, np.ndarray]:
+def eigenvectors(adjacency, k: int, *, kind: str = "symmetric",
+                 method: str = "arpack") -> tuple[np.ndarray, np.ndarray]:
     """The k smallest eigenvalues of the Laplacian and their eigenvectors.
 
     Parameters
@@ -100,8 +101,8 @@ def eigenvectors(adjacency, k: int, *, kind: str = "symmetric", method: str = "a
     check_choice(kind, "kind", _KINDS)
     check_choice(method, "method", ("arpack", "lobpcg"))
     if graph.nnz and graph.data.min() < 0:
-        raise GraphFormatError(f"eigenvalues need weights of at least 0, got {graph.data.min():g}; use abs(adjacency) or "
-                               "drop negative weights")
+        raise GraphFormatError(f"eigenvalues need weights of at least 0, got {graph.data.min():g}; use abs(adjacency) "
+                               "or drop negative weights")
     if not is_symmetric(graph):
         raise GraphFormatError("eigenvalues need a symmetric graph; make it so with gnncy.graph.undirected")
     graph = as_csr(graph - sp.diags_array(graph.diagonal(), format="csr"))
@@ -113,20 +114,23 @@ def eigenvectors(adjacency, k: int, *, kind: str = "symmetric", method: str = "a
     by_component = np.argsort(label, kind="stable")
     ends = np.cumsum(np.bincount(label, minlength=count))
     found: list[tuple[float, np.ndarray, np.ndarray]] = []  # value, nodes, entries
-    with working_threads(current_threads()):
-        for first, last in zip(ends - np.diff(ends, prepend=0), ends, strict=True):
-            nodes = by_component[first:last]
-            null = np.ones(len(nodes)) if kind == "combinatorial" else root[nodes]
-            found.append((0.0, nodes, null / np.linalg.norm(null)))
-        wanted = k - count
-        for _, nodes, null in found[:count] if wanted > 0 else ():
-            if len(nodes) > 1:
-                part = graph[nodes][:, nodes]
-                if kind != "combinatorial":
-                    inverse = sp.diags_array(1 / root[nodes])
-                    part = (inverse @ part @ inverse).tocsr()
-                values, vectors = _beyond_null(part, null, min(wanted, len(nodes) - 1), method)
-                found += [(value, nodes, vector) for value, vector in zip(values, vectors.T, strict=True)]
+    spans = list(zip(ends - np.diff(ends, prepend=0), ends, strict=True))
+    for first, last in spans:
+        nodes = by_component[first:last]
+        null = np.ones(len(nodes)) if kind == "combinatorial" else root[nodes]
+        found.append((0.0, nodes, null / np.linalg.norm(null)))
+    wanted = k - count
+    if wanted > 0:
+        if kind != "combinatorial":
+            inverse = sp.diags_array(1 / root)
+            graph = inverse @ graph @ inverse
+        graph = graph.tocsr()[by_component][:, by_component]
+        with working_threads(current_threads()):
+            for (first, last), (_, nodes, null) in zip(spans, found[:], strict=True):
+                if len(nodes) > 1:
+                    values, vectors = _beyond_null(graph[first:last, first:last], null, min(wanted, len(nodes) - 1),
+                                                   method)
+                    found += [(value, nodes, vector) for value, vector in zip(values, vectors.T, strict=True)]
     found = sorted(found, key=lambda item: item[0])[:k]  # stable: components in their order
     vectors = np.zeros((n, k))
     for column, (_, nodes, entries) in zip(vectors.T, found, strict=True):
@@ -143,14 +147,14 @@ def _beyond_null(weights, null, k, method):
     """
     n = len(null)
     diagonal = weights @ null / null
-    if n <= _DENSE or k >= n - 1:
+    if n <= max(_DENSE, 6 * (k + 5)):
         values, vectors = np.linalg.eigh(np.diag(diagonal) - weights.toarray())
         return np.maximum(values[1:k + 1], 0), vectors[:, 1:k + 1]
     laplacian = (sp.diags_array(diagonal) - weights).tocsr()
     top = 2 * diagonal.max()  # no eigenvalue is above
     random = stream(0, "eigenvectors")
     if method == "lobpcg":
-        start = random.standard_normal((n, k + min(5, n - 2 - k)))
+        start = random.standard_normal((n, k + 5))
         values, vectors = lobpcg(laplacian, start, Y=null[:, None], largest=False, tol=1e-9 * top, maxiter=2000)
         order = np.argsort(values)[:k]
         return np.maximum(values[order], 0), vectors[:, order]

@@ -299,12 +299,13 @@ class _InfoNCE(Problem):
                 array = array[:, None] if name == "positives" else np.broadcast_to(array, (n, len(array)))
             if len(array) != n:
                 raise ValueError(f"{name} must have a row for each of the {n} anchors, got {len(array)}")
-            ids[name] = array.astype(np.int64)
+            ids[name] = np.array(array, np.int64, order="C")
         positives = ids.get("positives", np.empty((n, 0), np.int64))
         if positives.shape[1] and (positives.max(axis=1) < 0).any():
             raise ValueError(f"anchor {int((positives.max(axis=1) < 0).argmax())} has no positive: each needs one")
         named = np.zeros(len(table) + 1, bool)
         named[positives] = named[ids["negatives"]] = True
+        named[0] |= not named[:-1].any()  # where nothing is named, one row stands in
         used = np.flatnonzero(named[:-1])
         number = np.full(len(table) + 1, -1)
         number[used] = np.arange(len(used))

@@ -66,7 +66,7 @@ class MultiObjectiveLoss:
     """
 
     def __init__(self, weights: Mapping[str, float], method: str = "fixed", *, lr: float = 0.025, alpha: float = 1.5,
-                 limit: float = 5.0):
+                 limit: float = 10.0):
         if not isinstance(weights, Mapping) or not weights:
             raise TypeError(f"weights must be a dict with a weight for each loss, got {weights!r}")
         self.weights = {str(name): check_float(value, f"weights[{name!r}]", 0) for name, value in weights.items()}

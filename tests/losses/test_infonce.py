@@ -62,7 +62,7 @@ def mask(form, n=6, k=4):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_is_the_formula(form, masked, temperature):
-    # S4-1: the reference panics on its first call.
+    """S4-1: the reference panics on its first call."""
     arrays = arguments(form)
     false_negatives = mask(form) if masked else None
     expected = reference(*arrays, temperature=temperature, false_negatives=false_negatives, **options(form))
@@ -98,7 +98,7 @@ def test_gradient_for_small_sizes(form, sizes):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_arrays_give_the_same_as_the_tape_and_reductions_scale_the_gradients(form):
-    # S4-3: the reference's mean divides the loss and not the gradients. S4-4: its none returns the sum.
+    """S4-3: the reference's mean divides the loss and not the gradients. S4-4: its none returns the sum."""
     arrays = arguments(form)
     each, by_none = info_nce(*arrays, reduction="none", **options(form))
     total, by_sum = info_nce(*arrays, reduction="sum", **options(form))
@@ -125,7 +125,7 @@ def test_arrays_give_the_same_as_the_tape_and_reductions_scale_the_gradients(for
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_zero_rows_have_cosine_and_gradient_zero(form, dtype):
-    # S4-6: zero vectors give NaN gradients in the reference.
+    """S4-6: zero vectors give NaN gradients in the reference."""
     arrays = arguments(form, dtype=dtype)
     arrays[0][1] = 0
     arrays[1][2] = 0
@@ -160,7 +160,7 @@ def test_bounds_and_invariances(form, temperature):
 
 
 def test_small_temperature_does_not_underflow():
-    # S4-5: cosines 1.85 apart at temperature 0.01: 185, where the reference has infinity.
+    """S4-5: cosines 1.85 apart at temperature 0.01: 185, where the reference has infinity."""
     a = np.array([[1.0, 0.0]], np.float32)
     p = np.array([[-0.85, np.sqrt(1 - 0.85**2)]], np.float32)
     for negatives in (a, a[None]):
@@ -202,7 +202,7 @@ def test_shared_negatives_are_the_same_as_a_copy_for_each_anchor():
 
 @pytest.mark.parametrize("form", ["in_batch", "symmetric", "shared"])
 def test_blocks_of_anchors_change_nothing(form, monkeypatch):
-    # S4-7: no matrix of all pairs, no norm computed twice.
+    """S4-7: no matrix of all pairs, no norm computed twice."""
     arrays = arguments(form, n=700, d=8, k=300)
     whole = info_nce(*arrays, **options(form))
     monkeypatch.setattr(infonce, "_BLOCK", 128)
@@ -265,7 +265,7 @@ def test_inputs_of_any_layout_and_never_changed(form):
 
 
 def test_bad_input():
-    # S4-8: empty batches and temperatures at or below 0 are accepted by the reference; S4-7: so are ragged shapes.
+    """S4-8: empty batches and temperatures at or below 0 are accepted by the reference; S4-7: so are ragged shapes."""
     a, p = arguments("in_batch")
     bad = a.copy()
     bad[2, 3] = np.nan
