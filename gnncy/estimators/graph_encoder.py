@@ -24,7 +24,7 @@ from gnncy.estimators.base import Estimator
 from gnncy.estimators.sage import SageEncoder
 from gnncy.estimators.smoothed import SmoothedEncoder
 from gnncy.graph import as_csr
-from gnncy.optim import Adam
+from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
 from gnncy.storage.passes import is_sparse
 from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
@@ -33,6 +33,8 @@ log = logging.getLogger("gnncy")
 
 AUTO_STEPS = 200
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
+LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
+"""Factor of the learning rate over the run's progress: linear over the first twentieth, then half a cosine to 0."""
 BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is for the hot rows and slack
 
 
@@ -278,7 +280,7 @@ class GraphEncoder(Estimator):
         epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
         trainer = Trainer(encoder.model_, Adam(encoder.model_.parameters(), lr=self.learning_rate), seed=encoder.seed,
-                          max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=_warmup_cosine,
+                          max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
                           callbacks=self.callbacks or ())
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)
@@ -386,13 +388,6 @@ def _claim(folder: Path, run: dict) -> None:
             differ += [k for k, v in run["parameters"].items() if there.get("parameters", {}).get(k) != v]
         raise StorageError(f"{folder} holds another run (different: {', '.join(differ)}); "
                            "use the same settings to resume it, or another folder")
-
-
-def _warmup_cosine(progress: float) -> float:
-    """Learning-rate factor: linear over the first 5 % of the steps, then half a cosine to 0."""
-    if progress < 0.05:
-        return (progress + 0.0025) / 0.0525
-    return 0.5 * (1 + float(np.cos(np.pi * (progress - 0.05) / 0.95)))
 
 
 def _as_array(path: Path, limit: int) -> np.ndarray:

@@ -3,7 +3,6 @@ import numpy as np
 
 from gnncy import _linalg, graph
 from gnncy._check import check_float, check_int
-from gnncy._kernels import dropout as dropout_kernel
 from gnncy._kernels import elementwise, rows
 from gnncy._threads import run_pieces
 from gnncy.nn.tensor import Operation, Tensor
@@ -473,7 +472,7 @@ class Dropout(Operation):
         scale = 65536 / (65536 - threshold) if threshold < 65536 else 0.0
 
         def piece(start, stop):
-            dropout_kernel.dropout(flat[start:stop], key, start, threshold, scale, flat_out[start:stop])
+            elementwise.dropout(flat[start:stop], key, start, threshold, scale, flat_out[start:stop])
 
         run_pieces(piece, flat.size, _PIECE)
         return out

@@ -102,7 +102,7 @@ def test_rows(level, d, dtype):
 @pytest.mark.parametrize("n", LENGTHS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_dropout_mask_is_the_hash_of_key_and_place(level, n, dtype):
-    kernel = load(level, "dropout").dropout
+    kernel = load(level, "elementwise").dropout
     x = data(n, dtype=dtype)
     out = np.empty_like(x)
     key, first, threshold = 2**63 + 12345, 4 * 1000, 20_000
@@ -117,7 +117,7 @@ def test_dropout_masks_are_equal_at_all_levels():
     outs = []
     for level in _kernels.AVAILABLE:
         out = np.empty_like(x)
-        load(level, "dropout").dropout(x, 7, 0, 30_000, 1.0, out)
+        load(level, "elementwise").dropout(x, 7, 0, 30_000, 1.0, out)
         outs.append(out)
     assert 0.4 < outs[0].mean() < 0.7
     for out in outs:

@@ -1,6 +1,8 @@
-"""Element-wise activations and their gradients, on flat arrays. Arguments are checked by the callers."""
+"""Element-wise activations and their gradients, and dropout, on flat arrays. Arguments are checked by the callers."""
 from cython cimport floating
+from libc.stdint cimport uint64_t
 
+from .._hash cimport mix64
 from ._math cimport expo
 
 
@@ -65,3 +67,24 @@ def elu_grad(const floating[::1] out, const floating[::1] grad, floating alpha, 
     with nogil:
         for i in range(n):
             grad_x[i] = grad[i] if out[i] > zero else (out[i] + alpha) * grad[i]
+
+
+def dropout(const floating[::1] x, uint64_t key, Py_ssize_t first, int threshold, floating scale, floating[::1] out):
+    """Write scale x, or 0 with probability threshold / 2**16; ``x`` begins at element ``first``, a multiple of 4.
+
+    Whether an element stays depends on the key and its place alone.
+    """
+    cdef Py_ssize_t i, j, n = x.shape[0], whole = n - n % 4
+    cdef uint64_t bits, base = mix64(key) + (<uint64_t>first) // 4
+    cdef floating keep, zero = 0
+    with nogil:
+        for i in range(0, whole, 4):
+            # One hash of 64 bits decides four elements.
+            bits = mix64(base + <uint64_t>i // 4)
+            for j in range(4):
+                keep = zero if <int>((bits >> (16 * j)) & 0xFFFF) < threshold else scale
+                out[i + j] = x[i + j] * keep
+        bits = mix64(base + <uint64_t>whole // 4)
+        for j in range(n - whole):
+            keep = zero if <int>((bits >> (16 * j)) & 0xFFFF) < threshold else scale
+            out[whole + j] = x[whole + j] * keep
