@@ -73,6 +73,26 @@ def spmm(quick, stack):
                lambda: (pattern @ x) / count, asked=3.8, same=same)
 
 
+@comparison
+def spmm_gradient(quick, stack):
+    from gnncy.graph import Block, aggregate, aggregate_grad
+    graph = rmat(13 if quick else 18, 8)
+    x, grad = np.random.default_rng(0).standard_normal((2, graph.shape[0], 128)).astype(np.float32)
+    block = Block.from_csr(graph)
+    block.transposed()
+    mean = graph.copy()
+    mean.data = np.repeat(1 / np.maximum(np.diff(graph.indptr), 1), np.diff(graph.indptr)).astype(np.float32)
+    back = mean.T.tocsr()
+
+    def same(ours, theirs):
+        for mine, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-3)
+
+    yield Case(f"mean of neighbours and its gradient, {size(graph)}, 128 columns",
+               lambda: (aggregate(block, x), aggregate_grad(block, grad)), "scipy, transpose kept",
+               lambda: (mean @ x, back @ grad), asked=2.4, same=same)
+
+
 def numpy_sampler(graph, fanouts, rng):
     """Without replacement, vectorised over the frontier: draws that repeat within a row are drawn again."""
     number = np.full(graph.shape[0], -1)

@@ -13,23 +13,39 @@ ctypedef fused index:
 
 cdef enum:
     AHEAD = 12  # rows of x asked for before their turn
+    TILE = 64  # columns whose sums stay in registers; those left over add up in memory
 
 
 def gather_sum(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x,
                const floating[::1] scale, Py_ssize_t start, Py_ssize_t stop, floating[:, ::1] out):
     """Write scale_i * sum_p x[indices_p] for rows start..stop."""
-    cdef Py_ssize_t i, j, p, v, d = x.shape[1], m = indices.shape[0], size = d * sizeof(floating)
+    cdef Py_ssize_t i, j, p, c, v, tile, d = x.shape[1], m = indices.shape[0], rest = d - d % TILE
+    cdef floating[TILE] sums
     with nogil:
         for i in range(start, stop):
-            for j in range(d):
+            for tile in range(d // TILE):
+                c = TILE * tile
+                for j in range(TILE):
+                    sums[j] = 0
+                for p in range(indptr[i], indptr[i + 1]):
+                    if p + AHEAD < m:
+                        prefetch_span(&x[indices[p + AHEAD], c], TILE * sizeof(floating))
+                    v = indices[p]
+                    for j in range(TILE):
+                        sums[j] += x[v, c + j]
+                for j in range(TILE):
+                    out[i, c + j] = sums[j] * scale[i]
+            if rest == d:
+                continue
+            for j in range(rest, d):
                 out[i, j] = 0
             for p in range(indptr[i], indptr[i + 1]):
                 if p + AHEAD < m:
-                    prefetch_span(&x[indices[p + AHEAD], 0], size)
+                    prefetch_span(&x[indices[p + AHEAD], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
-                for j in range(d):
+                for j in range(rest, d):
                     out[i, j] += x[v, j]
-            for j in range(d):
+            for j in range(rest, d):
                 out[i, j] *= scale[i]
 
 
@@ -37,20 +53,36 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
                  const floating[:, ::1] x, const floating[::1] scale, Py_ssize_t start, Py_ssize_t stop,
                  floating[:, ::1] out):
     """Write scale_i * sum_p weights_p x[indices_p] for rows start..stop."""
-    cdef Py_ssize_t i, j, p, v, d = x.shape[1], m = indices.shape[0], size = d * sizeof(floating)
+    cdef Py_ssize_t i, j, p, c, v, tile, d = x.shape[1], m = indices.shape[0], rest = d - d % TILE
     cdef floating w
+    cdef floating[TILE] sums
     with nogil:
         for i in range(start, stop):
-            for j in range(d):
+            for tile in range(d // TILE):
+                c = TILE * tile
+                for j in range(TILE):
+                    sums[j] = 0
+                for p in range(indptr[i], indptr[i + 1]):
+                    if p + AHEAD < m:
+                        prefetch_span(&x[indices[p + AHEAD], c], TILE * sizeof(floating))
+                    v = indices[p]
+                    w = weights[p]
+                    for j in range(TILE):
+                        sums[j] += w * x[v, c + j]
+                for j in range(TILE):
+                    out[i, c + j] = sums[j] * scale[i]
+            if rest == d:
+                continue
+            for j in range(rest, d):
                 out[i, j] = 0
             for p in range(indptr[i], indptr[i + 1]):
                 if p + AHEAD < m:
-                    prefetch_span(&x[indices[p + AHEAD], 0], size)
+                    prefetch_span(&x[indices[p + AHEAD], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
                 w = weights[p]
-                for j in range(d):
+                for j in range(rest, d):
                     out[i, j] += w * x[v, j]
-            for j in range(d):
+            for j in range(rest, d):
                 out[i, j] *= scale[i]
 
 
