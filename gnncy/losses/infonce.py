@@ -11,10 +11,9 @@ from gnncy._threads import run_pieces
 from gnncy.losses.loss import REDUCTIONS, Problem, evaluate
 from gnncy.nn import Tensor
 
-_BLOCK = 512  # anchors whose logits exist at one time; fewer where there are many candidates
-_ELEMENTS = 1 << 22
+_BLOCK = 1024  # anchors whose logits exist at one time, half of them in each thread's hands; a multiple of 256
+_ELEMENTS = 1 << 23  # fewer where there would be more logits than these
 _KEPT = 1 << 24  # cosines of a symmetric batch that are kept rather than computed twice
-_PIECE = 128  # anchors that one thread takes at a time
 _ROWS = 1024
 _MILD = 0.05  # temperature from which exp((cosine - 1) / temperature) is a normal float32 with room to spare
 
@@ -351,8 +350,9 @@ class _InfoNCE(Problem):
             grad /= 2
         return (losses + other) / 2, *grads
 
-    def _block(self, candidates: int) -> int:
-        return max(_PIECE, min(_BLOCK, _ELEMENTS // candidates // _PIECE * _PIECE))
+    @staticmethod
+    def _block(candidates: int) -> int:
+        return max(256, min(_BLOCK, _ELEMENTS // candidates // 256 * 256))
 
     def _shift(self, logits, positive):
         """A bound of each row and its positive that keeps exponentials in range: a constant where cosines allow it."""
@@ -402,7 +402,7 @@ class _InfoNCE(Problem):
 
         for first in range(0, n, block):
             last = min(first + block, n)
-            run_pieces(functools.partial(softmax, first), last - first, _PIECE)
+            run_pieces(functools.partial(softmax, first), last - first, block // 2)
             if wanted:
                 _add_product(logits[:last - first], anchors[first:last], by_candidates, first == 0)
         return losses, by_anchors, by_candidates, positive_grad
@@ -413,14 +413,14 @@ class _InfoNCE(Problem):
         n = len(anchors)
         shift = 1 / self.temperature
         e = np.exp(_dots(anchors, positives) * shift - shift)
-        kept = n * n <= _KEPT
-        block = n if kept else self._block(n)
+        kept, block = n * n <= _KEPT, self._block(n)
+        piece, block = block // 2, n if kept else block
         logits = np.empty((block, n), self.dtype)
         sums = np.empty((2, n), self.dtype)
-        parts = np.empty((-(-block // _PIECE), n), self.dtype)
+        parts = np.empty((-(-block // piece), n), self.dtype)
 
         def exponentials(first, start, stop):
-            here, part = logits[start:stop], parts[start // _PIECE]
+            here, part = logits[start:stop], parts[start // piece]
             start, stop = first + start, first + stop
             np.matmul(anchors[start:stop] * shift, positives.T, out=here)
             if self.false_negatives is not None:
@@ -431,8 +431,8 @@ class _InfoNCE(Problem):
         by_column = np.zeros(n)
         for first in range(0, n, block):
             last = min(first + block, n)
-            run_pieces(functools.partial(exponentials, first), last - first, _PIECE)
-            for part in parts[:-(-(last - first) // _PIECE)]:
+            run_pieces(functools.partial(exponentials, first), last - first, piece)
+            for part in parts[:-(-(last - first) // piece)]:
                 by_column += part
         sums[1] = by_column
         losses = np.log1p(sums.astype(np.float64) / e).sum(axis=0) / 2
@@ -453,7 +453,7 @@ class _InfoNCE(Problem):
 
         for first in range(0, n, block):
             last = min(first + block, n)
-            run_pieces(functools.partial(gradient, first), last - first, _PIECE)
+            run_pieces(functools.partial(gradient, first), last - first, piece)
             _add_product(logits[:last - first], anchors[first:last], by_positives, first == 0)
         return losses, by_anchors, by_positives
 

@@ -205,7 +205,7 @@ def test_blocks_of_anchors_change_nothing(form, monkeypatch):
     """S4-7: no matrix of all pairs, no norm computed twice."""
     arrays = arguments(form, n=700, d=8, k=300)
     whole = info_nce(*arrays, **options(form))
-    monkeypatch.setattr(infonce, "_BLOCK", 128)
+    monkeypatch.setattr(infonce, "_BLOCK", 256)
     blocked = info_nce(*arrays, **options(form))
     assert whole[0] == pytest.approx(blocked[0], rel=1e-13)
     for a, b in zip(whole[1], blocked[1], strict=True):
@@ -222,7 +222,7 @@ def test_memory_does_not_grow_with_the_square_of_the_batch():
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 25e6 < 4 * n * n / 10
+    assert peak < 50e6 < 4 * n * n / 5
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -244,7 +244,7 @@ def test_both_directions_from_one_product_are_two_passes(masked, temperature, dt
     for mild, kept in ((1e9, 0), (infonce._MILD, infonce._KEPT), (infonce._MILD, 0)):
         monkeypatch.setattr(infonce, "_MILD", mild)
         monkeypatch.setattr(infonce, "_KEPT", kept)
-        monkeypatch.setattr(infonce, "_BLOCK", 128)
+        monkeypatch.setattr(infonce, "_BLOCK", 256)
         results.append(info_nce(a, p, **call))
     rtol = 1e-10 if dtype == np.float64 else 1e-4
     for loss, grads in results[1:]:
@@ -277,7 +277,7 @@ def test_bits_of_listed_negatives_do_not_depend_on_threads():
     np.testing.assert_array_equal(results[0][1].table, results[1][1].table)
 
 
-def test_memory_of_both_directions_does_not_grow_with_the_square_of_the_batch(monkeypatch):
+def test_memory_of_both_directions_does_not_grow_with_the_square_of_the_batch():
     n, d = 8192, 4
     a, p = data(n, d, dtype=np.float32), data(n, d, seed=1, dtype=np.float32)
     tracemalloc.start()
@@ -286,7 +286,7 @@ def test_memory_of_both_directions_does_not_grow_with_the_square_of_the_batch(mo
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 25e6 < 4 * n * n / 10
+    assert peak < 50e6 < 4 * n * n / 5
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------
