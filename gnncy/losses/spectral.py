@@ -15,14 +15,14 @@ _ROWS = 1024
 class SpectralRegularization:
     r"""The trace of :math:`Z^T L Z`, how much embeddings change along the edges of a graph.
 
-    ================== ======================================================================== ====================
-    kind               sum over the edges, each once, of                                        is 0 where
-    ================== ======================================================================== ====================
+    =================== ======================================================================== ====================
+    kind                sum over the edges, each once, of                                        is 0 where
+    =================== ======================================================================== ====================
     ``"combinatorial"`` :math:`w_{ij} \|z_i - z_j\|^2`, with L = D - A                           Z is constant
     ``"symmetric"``     :math:`w_{ij} \|z_i/\sqrt{d_i} - z_j/\sqrt{d_j}\|^2`,                    Z is like
                         with L = I - D^-1/2 A D^-1/2                                             :math:`\sqrt{d}`
     ``"random_walk"``   :math:`w_{ij} \tfrac12 (1/d_i + 1/d_j) \|z_i - z_j\|^2`                  Z is constant
-    ================== ======================================================================== ====================
+    =================== ======================================================================== ====================
 
     *d* are the sums of the weights at a node. Self-loops count for nothing, and a node without edges adds 0, as in
     ``scipy.sparse.csgraph.laplacian``. Nothing is built: loss and gradient, 2 L Z, come from one pass over the graph.

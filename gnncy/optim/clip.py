@@ -61,7 +61,7 @@ def clip_grad_norm_(params, max_norm: float, *, error_if_nonfinite: bool = False
 
 
 def clip_grad_value_(params, clip_value: float) -> None:
-    """Move every element of the gradients into ``-clip_value .. clip_value``; nan stays.
+    """Move every element of the gradients between ``-clip_value`` and ``clip_value``; nan stays.
 
     Parameters
     ----------
