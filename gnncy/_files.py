@@ -36,6 +36,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def remove_temporaries(folder: str | os.PathLike) -> None:
+    """Remove what :func:`replacing` leaves in a folder when its process is killed."""
+    for left in Path(folder).glob(f".*.*-{'[0-9a-f]' * 8}.tmp"):
+        left.unlink()
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write ``text`` to ``path`` whole or not at all."""
     with replacing(path) as temporary:

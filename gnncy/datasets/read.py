@@ -1,6 +1,7 @@
 """Readers of users' own graphs."""
 import csv
 import gzip
+import inspect
 import os
 import zipfile
 import zlib
@@ -85,8 +86,7 @@ def read_graph(path: str | os.PathLike, *, directed: bool = False) -> csr_array:
     if kind == ".npz":
         return _matrix(path, sparse.load_npz)
     if kind == ".mtx":
-        from scipy.io import mmread
-        return _matrix(path, mmread)
+        return _matrix(path, _matrix_market)
     if kind not in _EDGE_LISTS:
         raise GraphFormatError(f"{path}: unknown kind of graph file {kind!r}; known are .npz, .mtx, "
                                f"{', '.join(_EDGE_LISTS)} (also with .gz) and folders")
@@ -151,6 +151,13 @@ def _existing(path) -> Path:
 
 def _kind(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _matrix_market(path: Path):
+    from scipy.io import mmread
+    # scipy 1.18 wants to be told which kind of matrix to return, 1.12 cannot be told
+    kind = {"spmatrix": False} if "spmatrix" in inspect.signature(mmread).parameters else {}
+    return mmread(path, **kind)
 
 
 def _matrix(path: Path, read) -> csr_array:

@@ -165,6 +165,8 @@ class GraphEncoder(Estimator):
             work.mkdir(parents=True, exist_ok=True)
             run = self._fingerprint(seed, n, adjacency, features)
             _claim(folder, run)
+            for place in (folder, work):
+                _files.remove_temporaries(place)
             path = folder / "embedding.npy"
             with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=True) as store:
                 self._train(encoder, adjacency, store, folder, run, plan)

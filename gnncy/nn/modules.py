@@ -142,8 +142,8 @@ def flatten_parameters(module: Module) -> tuple[np.ndarray, np.ndarray]:
     >>> data.shape
     (8,)
     >>> data[:] = 1
-    >>> layer.weight.data.sum()
-    np.float32(6.0)
+    >>> float(layer.weight.data.sum())
+    6.0
     """
     parameters = list(module.parameters())
     if not parameters:

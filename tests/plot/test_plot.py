@@ -7,7 +7,7 @@ import pytest
 from gnncy import plot
 from gnncy.datasets import make_sbm
 
-matplotlib = pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib")
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def test_one_epoch_and_no_reads(history, tmp_path):
 
 
 def test_given_axes_are_drawn_on(history):
-    figure = matplotlib.figure.Figure()
+    from matplotlib.figure import Figure
+    figure = Figure()
     axes = figure.subplots(4, 1)
     assert plot.history(history, ax=axes[0]) is axes[0]
     assert all(plot.io_timeline(history, ax=axes[1:]) == axes[1:])

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,16 @@ def test_the_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, 
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
     _files.write_text(tmp_path / "note", "text")
     assert [call.split(".")[0] for call in calls] == ["sync ", "rename", f"sync {tmp_path.name}"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    killed = ("import os, sys; from gnncy import _files\n"
+              "with _files.replacing(sys.argv[1]) as f: f.write_text('half'); os.kill(os.getpid(), 9)")
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path / "state.json")]).returncode == -9
+    (tmp_path / ".notes.tmp").write_text("the user's")
+    assert len(os.listdir(tmp_path)) == 2
+    _files.remove_temporaries(tmp_path)
+    assert os.listdir(tmp_path) == [".notes.tmp"]
 
 
 def test_write_text(tmp_path):

@@ -12,13 +12,13 @@ from gnncy.storage.passes import TILE, ColumnTiles, Diffusion, FeatureReducer, p
 @pytest.fixture
 def graph():
     rng = np.random.default_rng(0)
-    a = sp.random_array((300, 300), density=0.03, rng=rng, dtype=np.float32, format="csr")
+    a = sp.random_array((300, 300), density=0.03, random_state=rng, dtype=np.float32, format="csr")
     return normalize(a + a.T, "sym", self_loops=1.0)
 
 
 @pytest.fixture
 def words():
-    x = sp.random_array((300, 90), density=0.08, rng=np.random.default_rng(1), dtype=np.float32, format="csr")
+    x = sp.random_array((300, 90), density=0.08, random_state=np.random.default_rng(1), dtype=np.float32, format="csr")
     x.data[:] = np.random.default_rng(2).integers(1, 4, x.nnz)
     return x
 

@@ -82,7 +82,7 @@ class FeatureReducer:
     --------
     >>> import numpy as np
     >>> from scipy.sparse import random_array
-    >>> words = random_array((200, 50), density=0.1, rng=np.random.default_rng(0), dtype=np.float32).tocsr()
+    >>> words = random_array((200, 50), density=0.1, random_state=np.random.default_rng(0), dtype=np.float32).tocsr()
     >>> from gnncy.storage.passes import FeatureReducer
     >>> reducer = FeatureReducer(8, seed=0).fit(words)
     >>> reducer.transform(words[:3]).shape
