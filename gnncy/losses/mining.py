@@ -12,8 +12,8 @@ from gnncy._random import derive, seed_from
 from gnncy._threads import run_pieces
 from gnncy.graph import as_csr
 
-_ANCHORS, _TILE = 512, 768  # anchors that one thread takes at a time, and candidates that it compares with them
-_BLOCK = 4 * _TILE  # candidates that are read at a time
+_ANCHORS, _TILE = 512, 640  # anchors that one thread takes at a time, and candidates that it compares with them
+_BLOCK = 2 * _TILE  # candidates that are read at a time
 _RINGS = 16  # the same, where each has candidates of its own
 _ANY = np.iinfo(np.int64).max
 _NO_LABELS = np.empty(0, np.int64)

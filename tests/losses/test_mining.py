@@ -302,7 +302,7 @@ def test_the_anchor_its_positives_and_its_neighbours_are_left_out(strategy):
     c = data(m, 6)
     ids = rng.permutation(5000)[:m]
     nodes, positives = ids[:n], ids[rng.integers(0, m, (n, 3))]
-    graph = sp.random_array((5000, 5000), density=0.1, random_state=rng, format="csr")
+    graph = sp.csr_array(rng.random((5000, 5000), np.float32) < 0.1)
     mined = HardNegativeMiner(strategy, 50).mine(c[:n], c[:n], c, anchor_ids=nodes, positive_ids=positives,
                                                  candidate_ids=ids, exclude=graph)
     check(mined, cosine(c[:n], c), 50)
@@ -463,7 +463,7 @@ def distances(graph):
 @pytest.fixture(scope="module")
 def graph():
     rng = np.random.default_rng(3)
-    return sp.csr_array(sp.random_array((300, 300), density=0.008, random_state=rng))
+    return sp.csr_array(rng.random((300, 300)) < 0.008)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
