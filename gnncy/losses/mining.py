@@ -26,7 +26,8 @@ class MinedNegatives:
     Attributes
     ----------
     indices : ndarray of int64, shape (n_anchors, n_negatives)
-        Positions among the candidates, so that gradients can be scattered back; 0 where ``mask`` is False.
+        Positions among the candidates; -1 where ``mask`` is False. :func:`info_nce` takes them with the candidates as
+        its ``table``, and gives the table's gradient back.
     mask : ndarray of bool, shape (n_anchors, n_negatives)
         False where an anchor has fewer negatives. Every row begins with its negatives.
     similarities : ndarray, shape (n_anchors, n_negatives)
@@ -134,7 +135,7 @@ class _Miner:
             order = np.argsort(~present, axis=1, kind="stable")[:, :k]
             present, indices, similarities = (np.take_along_axis(x, order, 1)
                                               for x in (present, indices, similarities))
-        return MinedNegatives(np.where(present, indices, 0), present,
+        return MinedNegatives(np.where(present, indices, -1), present,
                               np.where(present, similarities, similarities.dtype.type(0)), n_hard)
 
 
@@ -200,14 +201,15 @@ class HardNegativeMiner(_Miner):
 
     Examples
     --------
-    >>> from gnncy.losses import HardNegativeMiner
+    >>> from gnncy.losses import HardNegativeMiner, info_nce
     >>> z = np.array([[1., 0.], [0.9, 0.1], [0., 1.], [-1., 0.], [0.6, 0.8]])
     >>> miner = HardNegativeMiner("hardest", n_negatives=2)
     >>> mined = miner.mine(z[:1], z[1:2], z, anchor_ids=[0], positive_ids=[1])
     >>> mined.indices, mined.similarities
     (array([[4, 2]]), array([[0.6, 0. ]]))
-    >>> z[mined.indices].shape  # each anchor's own, as a loss takes them
-    (1, 2, 2)
+    >>> loss, grads = info_nce(z[:1], z[1:2], mined.indices, table=z)
+    >>> grads.table.shape
+    (5, 2)
     """
 
     def mine(self, anchors, positives, candidates, *, anchor_ids=None, positive_ids=None, candidate_ids=None,
@@ -384,8 +386,8 @@ class GraphHardNegativeMiner(_Miner):
     >>> miner = GraphHardNegativeMiner(path, n_negatives=3, min_distance=2, max_distance=3)
     >>> mined = miner.mine(np.eye(6), [0, 3])
     >>> mined.indices, mined.mask
-    (array([[2, 3, 0],
-           [0, 1, 5]]), array([[ True,  True, False],
+    (array([[ 2,  3, -1],
+           [ 0,  1,  5]]), array([[ True,  True, False],
            [ True,  True,  True]]))
     """
 
