@@ -16,6 +16,7 @@ ctypedef fused index:
 
 cdef enum:
     AHEAD = 6  # rows of z asked for before their turn
+    TILE = 64  # columns whose sums stay in registers; those left over add up in memory
 
 
 def margin_grad(const index[::1] indptr, const index[::1] others, const index[::1] pairs, const floating[:, ::1] z,
@@ -98,28 +99,47 @@ def laplacian_grad(const index[::1] indptr, const index[::1] indices, const floa
 
     loss_i is half of sum_j w_ij (share_i + share_j) |scale_i z_i - scale_j z_j|^2 over the arcs of i.
     """
-    cdef Py_ssize_t i, j, p, v, d = z.shape[1], m = indices.shape[0], size = d * sizeof(floating)
+    cdef Py_ssize_t i, j, p, c, v, tile, d = z.shape[1], m = indices.shape[0], rest = d - d % TILE
     cdef double total
     cdef floating s, t, w, a, b, zero = 0, two = 2
+    cdef floating[TILE] own, sums
     with nogil:
         for i in range(start, stop):
             total = 0
             a = scale[i]
-            for j in range(d):
+            for tile in range(d // TILE):
+                c = TILE * tile
+                for j in range(TILE):
+                    own[j] = a * z[i, c + j]
+                    sums[j] = zero
+                for p in range(indptr[i], indptr[i + 1]):
+                    if p + AHEAD < m:
+                        prefetch_span(&z[indices[p + AHEAD], c], TILE * sizeof(floating))
+                    v = indices[p]
+                    b = scale[v]
+                    w = weights[p] * (share[i] + share[v])
+                    s = 0
+                    for j in range(TILE):
+                        t = own[j] - b * z[v, c + j]
+                        s += t * t
+                        sums[j] += w * t
+                    total += w * s
+                for j in range(TILE):
+                    grad[i, c + j] = sums[j] * (a * two * factor)
+            for j in range(rest, d):
                 grad[i, j] = zero
-            for p in range(indptr[i], indptr[i + 1]):
+            for p in range(indptr[i], indptr[i + 1] if rest < d else indptr[i]):
                 if p + AHEAD < m:
-                    prefetch_span(&z[indices[p + AHEAD], 0], size)
+                    prefetch_span(&z[indices[p + AHEAD], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
                 b = scale[v]
                 w = weights[p] * (share[i] + share[v])
                 s = 0
-                for j in range(d):
+                for j in range(rest, d):
                     t = a * z[i, j] - b * z[v, j]
                     s += t * t
                     grad[i, j] += w * t
                 total += w * s
+            for j in range(rest, d):
+                grad[i, j] *= a * two * factor
             loss[i] = total / 2
-            a = a * two * factor
-            for j in range(d):
-                grad[i, j] *= a
