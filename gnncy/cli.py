@@ -241,7 +241,8 @@ def _figures(folder: Path, encoder: GraphEncoder, data: GraphDataset) -> None:
     plot.history(encoder.history_, save=folder / "loss.png")
     plot.io_timeline(encoder.history_, save=folder / "io.png")
     labels = data.labels if len(data.labels) else None
-    plot.embedding(np.load(encoder.embedding_path_, mmap_mode="r"), labels, save=folder / "embedding.png")
+    plot.embedding(np.load(encoder.embedding_path_, mmap_mode="r"), labels, class_names=data.class_names or None,
+                   save=folder / "embedding.png")
 
 
 class ProgressBar:
