@@ -16,7 +16,7 @@ quick:  ## run the tests that are not slow
 lint:  ## ruff, mypy and cython-lint
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	cython-lint --no-pycodestyle gnncy/_kernels/*.pyx gnncy/_kernels/*.pxd gnncy/_kernels/base/*.p[yx][xd]
+	cython-lint --no-pycodestyle $$(git ls-files 'gnncy/_kernels/*.pyx' 'gnncy/_kernels/*.pxd')
 
 docs:  ## build docs/_build/html, warnings as errors
 	$(PYTHON) -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -33,6 +33,6 @@ ci:  ## what runs on a new machine
 clean:  ## remove what builds and runs leave
 	rm -rf build dist docs/_build docs/api/generated .asv .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find gnncy/_kernels \( -name '*.c' -o -name '*.so' -o -name '*.html' \) -delete
-	rm -f gnncy/_kernels/avx2/*.p[yx][xd]
+	find gnncy/_kernels/avx2 -name '*.p[yx][xd]' -delete
 
 .PHONY: help build test quick lint docs bench peers ci clean

@@ -78,16 +78,21 @@ def extension(name, source, extra=()):
                      extra_compile_args=[*cflags, *extra])
 
 
-# Integer loops, I/O and CPU detection stand directly in _kernels and are compiled once;
-# float loops stand in _kernels/base and are compiled once per SIMD level.
-extensions = [extension(source.stem, source) for source in sorted(KERNELS.glob("*.pyx"))]
+def dotted(source):
+    return ".".join(source.relative_to(KERNELS).with_suffix("").parts)
+
+
+# Integer loops, I/O and CPU detection are compiled once: _kernels/*.pyx and _kernels/<room>/*.pyx.
+# Float loops stand in _kernels/base/<room> and are compiled once per SIMD level.
+plain = [*KERNELS.glob("*.pyx"), *KERNELS.glob("graph/*.pyx"), *KERNELS.glob("storage/*.pyx")]
+extensions = [extension(dotted(source), source) for source in sorted(plain)]
 for level, flags in LEVELS.items():
-    for source in sorted((KERNELS / "base").glob("*.p[yx][xd]")):
-        target = KERNELS / level / source.name
+    for source in sorted((KERNELS / "base").rglob("*.p[yx][xd]")):
+        target = KERNELS / level / source.relative_to(KERNELS / "base")
         if level != "base":
             copy_if_changed(source, target)
         if source.suffix == ".pyx":
-            extensions.append(extension(f"{level}.{source.stem}", target, [*FLOAT, *flags]))
+            extensions.append(extension(dotted(target), target, [*FLOAT, *flags]))
 # One copy of Cython's memoryview code instead of one in every module.
 extensions.append(extension("_cyutility", KERNELS / "_cyutility.c"))
 

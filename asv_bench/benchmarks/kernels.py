@@ -1,5 +1,4 @@
 """Float kernels at each SIMD level beside numpy: a lost vectorisation shows as a step."""
-import importlib
 
 import numpy as np
 
@@ -20,7 +19,7 @@ class Rows:
         if by == "numpy":
             self.normalise, self.normalise_grad = self.numpy_normalise, self.numpy_normalise_grad
         else:
-            rows = importlib.import_module(f"gnncy._kernels.{by}.rows")
+            rows = _kernels.at_level(by, "rows")
             self.normalise, self.normalise_grad = rows.normalise, rows.normalise_grad
         self.normalise(self.x, self.out, self.norm)
         self.unit = self.out.copy()

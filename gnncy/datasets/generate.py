@@ -15,7 +15,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gnncy._check import check_float, check_int
-from gnncy._kernels import generate
+from gnncy._kernels.graph import generate
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from, stream
 from gnncy._threads import run_pieces

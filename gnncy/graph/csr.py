@@ -3,7 +3,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_choice, check_finite, check_float
-from gnncy._kernels import spmm, traversal
+from gnncy._kernels import spmm
+from gnncy._kernels.graph import traversal
 from gnncy.errors import GraphFormatError
 
 _INT32_MAX = np.iinfo(np.int32).max

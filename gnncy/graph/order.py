@@ -3,7 +3,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_ids, check_int
-from gnncy._kernels import traversal
+from gnncy._kernels.graph import traversal
 from gnncy._threads import run_pieces
 from gnncy.graph.csr import as_csr
 

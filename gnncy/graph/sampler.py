@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gnncy._check import check_ids, check_int
-from gnncy._kernels import sampling, traversal
+from gnncy._kernels.graph import sampling, traversal
 from gnncy._random import derive, seed_from
 from gnncy.graph.csr import as_csr
 

@@ -5,8 +5,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_array, check_choice, check_float, check_ids, check_int
-from gnncy._kernels import incidence, rows
 from gnncy._kernels import pairs as kernels
+from gnncy._kernels import rows
+from gnncy._kernels.graph import incidence
 from gnncy._random import derive
 from gnncy._threads import run_pieces
 from gnncy.graph import as_csr

@@ -7,7 +7,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_array, check_choice, check_finite, check_float, check_ids, check_int
-from gnncy._kernels import hops, rows, topk
+from gnncy._kernels import rows, topk
+from gnncy._kernels.graph import hops
 from gnncy._random import derive, seed_from
 from gnncy._threads import run_pieces
 from gnncy.graph import as_csr

@@ -2,8 +2,8 @@
 import numpy as np
 
 from gnncy._check import check_array, check_choice, check_float
-from gnncy._kernels import incidence
 from gnncy._kernels import pairs as kernels
+from gnncy._kernels.graph import incidence
 from gnncy._threads import run_pieces
 from gnncy.errors import GraphFormatError
 from gnncy.graph import as_csr, degrees, undirected

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gnncy._kernels import blockio
+from gnncy._kernels.storage import blockio
 from gnncy._memory import aligned_empty, format_bytes
 from gnncy._threads import run_pieces
 from gnncy.errors import StorageError

@@ -4,7 +4,7 @@ import threading
 import numpy as np
 
 from gnncy._check import check_choice, check_float, check_ids, check_int
-from gnncy._kernels import hotset
+from gnncy._kernels.storage import hotset
 
 _LARGEST = 1e100  # unit of count above which all counts are divided by it
 _MOST = np.iinfo(np.int32).max // 4

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gnncy._check import check_float, check_ids, check_int
-from gnncy._kernels import hotset as kernels
+from gnncy._kernels.storage import hotset as kernels
 from gnncy._memory import aligned_empty, format_bytes, parse_bytes
 from gnncy._threads import current_threads, inherit_threads
 from gnncy.errors import MemoryLimitError

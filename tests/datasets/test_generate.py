@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from gnncy._kernels import generate as kernel
+from gnncy._kernels.graph import generate as kernel
 from gnncy._threads import working_threads
 from gnncy.datasets import make_rmat, make_sbm, open_graph, read_graph, write_rmat, write_sbm
 from gnncy.datasets.sorting import distinct

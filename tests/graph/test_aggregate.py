@@ -15,7 +15,7 @@ module = importlib.import_module("gnncy.graph.aggregate")
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def kernels(request, monkeypatch):
-    kernels = importlib.import_module(f"gnncy._kernels.{request.param}.spmm")
+    kernels = _kernels.at_level(request.param, "spmm")
     monkeypatch.setattr(module, "kernels", kernels)
     return kernels
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import breadth_first_order, shortest_path
 
-from gnncy._kernels import traversal
+from gnncy._kernels.graph import traversal
 from gnncy._threads import working_threads
 from gnncy.graph import as_csr, bfs_order, degree_order, degrees, inverse_order, permute, undirected
 

@@ -1,5 +1,4 @@
 """InfoNCE: against a plain formula, central differences, its bounds, and every fault of the reference."""
-import importlib
 import tracemalloc
 
 import numpy as np
@@ -303,7 +302,7 @@ def test_repr():
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def kernels(request):
-    return importlib.import_module(f"gnncy._kernels.{request.param}.infonce")
+    return _kernels.at_level(request.param, "infonce")
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])

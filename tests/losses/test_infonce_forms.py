@@ -1,5 +1,4 @@
 """InfoNCE by index, with several positives, debiased, with hard negatives; both directions from one product."""
-import importlib
 import tracemalloc
 
 import numpy as np
@@ -352,7 +351,7 @@ def test_repr():
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def kernels(request):
-    return importlib.import_module(f"gnncy._kernels.{request.param}.infonce")
+    return _kernels.at_level(request.param, "infonce")
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])

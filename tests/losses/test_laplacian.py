@@ -1,5 +1,4 @@
 """The Laplacian as a regularizer: against scipy's Laplacian, central differences, and every fault of the reference."""
-import importlib
 
 import numpy as np
 import pytest
@@ -204,7 +203,7 @@ def test_repr():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
 def test_laplacian_kernel(level, dtype, d):
-    kernels = importlib.import_module(f"gnncy._kernels.{level}.pairs")
+    kernels = _kernels.at_level(level, "pairs")
     adjacency = graph().astype(dtype)
     rng = np.random.default_rng(d)
     z = data(10, d, dtype=dtype)

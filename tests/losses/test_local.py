@@ -1,5 +1,4 @@
 """The margin loss on pairs: against a plain formula, central differences, and every fault of the reference."""
-import importlib
 import warnings
 
 import numpy as np
@@ -293,7 +292,7 @@ def test_repr():
 @DTYPES
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
 def test_pair_kernels(level, dtype, d):
-    kernels = importlib.import_module(f"gnncy._kernels.{level}.pairs")
+    kernels = _kernels.at_level(level, "pairs")
     z = (data(12, d, dtype=dtype) / np.sqrt(d)).astype(dtype)
     left, right, labels = pair_lists()
     pairs = Pairs(left, right, labels, n_nodes=12)

@@ -1,5 +1,4 @@
 """Miners: against sorting everything, the laws of their draws, and every fault of the reference (S4-21 to S4-26)."""
-import importlib
 import itertools
 import tracemalloc
 
@@ -9,7 +8,7 @@ import scipy.sparse as sp
 from scipy.stats import chisquare
 
 from gnncy import FeatureStorage, _kernels
-from gnncy._kernels import hops
+from gnncy._kernels.graph import hops
 from gnncy._threads import working_threads
 from gnncy.losses import GraphHardNegativeMiner, HardNegativeMiner, info_nce, mining
 
@@ -563,7 +562,7 @@ def test_bad_ring_input(graph, arguments, kwargs, error, text):
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def topk(request):
-    return importlib.import_module(f"gnncy._kernels.{request.param}.topk")
+    return _kernels.at_level(request.param, "topk")
 
 
 def lists(n, k, dtype):

@@ -1,5 +1,4 @@
 """Reconstruction of features and of edges: against plain formulas and central differences."""
-import importlib
 
 import numpy as np
 import pytest
@@ -143,7 +142,7 @@ def test_repr():
 @DTYPES
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])
 def test_row_kernels(level, dtype, d):
-    kernels = importlib.import_module(f"gnncy._kernels.{level}.reconstruction")
+    kernels = _kernels.at_level(level, "reconstruction")
     x, target = data(4, d, dtype=dtype), data(4, d, seed=1, dtype=dtype)
     weight = np.array([1, 2, 0.5, 3], dtype)
     for array in (x, target, weight):

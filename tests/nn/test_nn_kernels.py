@@ -1,5 +1,4 @@
 """Float kernels at every SIMD level, both widths, lengths around the vector sizes, read-only input."""
-import importlib
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ def level(request):
 
 
 def load(level, name):
-    return importlib.import_module(f"gnncy._kernels.{level}.{name}")
+    return _kernels.at_level(level, name)
 
 
 def data(*shape, dtype, seed=0):

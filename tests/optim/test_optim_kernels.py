@@ -1,5 +1,4 @@
 """Every kernel at every SIMD level, both widths, lengths around the vectors'; ranges leave the rest alone."""
-import importlib
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ LENGTHS = [0, 1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100]
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def kernels(request):
-    return importlib.import_module(f"gnncy._kernels.{request.param}.optimizer")
+    return _kernels.at_level(request.param, "optimizer")
 
 
 def check(got, expected):

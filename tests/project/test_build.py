@@ -86,11 +86,12 @@ def test_an_unknown_build_is_refused():
 def test_debug_build_of_a_new_kernel(tmp_path):
     pytest.importorskip("Cython")
     kernels = tmp_path / "gnncy" / "_kernels"
-    (kernels / "base").mkdir(parents=True)
+    (kernels / "base" / "nn").mkdir(parents=True)
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("__init__.py", "_random.py", "_kernels/__init__.py", "_kernels/cpu.pyx", "_kernels/_hash.pxd",
-                 "_kernels/base/__init__.py", "_kernels/base/_math.pxd", "_kernels/base/rows.pyx"):
+                 "_kernels/base/__init__.py", "_kernels/base/_math.pxd", "_kernels/base/nn/__init__.py",
+                 "_kernels/base/nn/rows.pyx"):
         shutil.copy(ROOT / "gnncy" / name, tmp_path / "gnncy" / name)
     (kernels / "probe.pyx").write_text(PROBE)
     env = os.environ | {"GNNCY_BUILD": "debug", "PYTHONPATH": str(tmp_path)}
@@ -105,7 +106,7 @@ def test_debug_build_of_a_new_kernel(tmp_path):
 def test_kernels_bring_no_openmp():
     # Beside OpenBLAS's own pool it is slower, and it hangs in forked children.
     code = ("from gnncy import _kernels; import importlib\n"
-            "[importlib.import_module(f'gnncy._kernels.{level}.rows') for level in _kernels.AVAILABLE]\n"
+            "[_kernels.at_level(level, 'rows') for level in _kernels.AVAILABLE]\n"
             "print(open('/proc/self/maps').read())")
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "rows." in maps and "gomp" not in maps and "libomp" not in maps

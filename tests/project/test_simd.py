@@ -1,5 +1,4 @@
 """SIMD levels: chosen at import, forced by GNNCY_SIMD, all loadable side by side, agreeing within rounding."""
-import importlib
 import os
 import subprocess
 import sys
@@ -22,7 +21,7 @@ def level_under(value):
 def test_a_level_can_be_forced(level):
     out = level_under(level).stdout.split()
     assert out[0] == level
-    assert f"gnncy._kernels.{level}.rows" in " ".join(out)
+    assert f"gnncy._kernels.{level}.nn.rows" in " ".join(out)
 
 
 def test_an_empty_variable_means_the_best_level():
@@ -52,7 +51,7 @@ def test_importing_kernels_leaves_subnormals_alone():
 
 @pytest.fixture(params=_kernels.AVAILABLE)
 def rows(request):
-    return importlib.import_module(f"gnncy._kernels.{request.param}.rows")
+    return _kernels.at_level(request.param, "rows")
 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100])

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from gnncy._kernels import blockio
+from gnncy._kernels.storage import blockio
 from gnncy.storage._blocks import ascending
 
 

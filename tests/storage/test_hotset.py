@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from gnncy._kernels import hotset as kernels
+from gnncy._kernels.storage import hotset as kernels
 from gnncy.storage import AdaptiveHotset
 
 

@@ -2,8 +2,8 @@
 from cython cimport floating
 from libc.stdint cimport uint64_t
 
-from .._hash cimport mix64
-from ._math cimport expo
+from gnncy._kernels._hash cimport mix64
+from .._math cimport expo
 
 
 def exponential(const floating[::1] x, floating[::1] out):

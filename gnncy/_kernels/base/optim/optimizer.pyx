@@ -5,7 +5,7 @@ Arguments are checked by gnncy.optim. ``scale`` multiplies the gradient first (c
 from cython cimport floating
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from ._math cimport root
+from .._math cimport root
 
 
 ctypedef fused bits_t:

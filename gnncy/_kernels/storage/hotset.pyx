@@ -7,7 +7,7 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from ._hash cimport mix64
+from gnncy._kernels._hash cimport mix64
 
 
 cdef inline Py_ssize_t find(const int64_t[::1] keys, int64_t key) noexcept nogil:

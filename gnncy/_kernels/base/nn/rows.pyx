@@ -1,7 +1,7 @@
 """Row-wise float loops. Arguments are checked by the callers."""
 from cython cimport floating
 
-from ._math cimport root
+from .._math cimport root
 
 
 def normalise(const floating[:, ::1] x, floating[:, ::1] out, floating[::1] norm):

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 
 from gnncy._kernels._prefetch cimport prefetch_span
 
-from ._math cimport expo, root
+from .._math cimport expo, root
 
 cdef enum:
     AHEAD = 4  # rows of a table asked for before their turn

@@ -7,9 +7,9 @@ from cython cimport floating
 from libc.math cimport log, log1p
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from .._hash cimport mix64
-from .._prefetch cimport prefetch_span
-from ._math cimport root
+from gnncy._kernels._hash cimport mix64
+from gnncy._kernels._prefetch cimport prefetch_span
+from .._math cimport root
 
 cdef extern from *:
     """

@@ -1,7 +1,7 @@
 """Edges of random graphs: edge ``first + i`` depends on the seed and its number alone."""
 from libc.stdint cimport int64_t, uint64_t
 
-from ._hash cimport below, mix64
+from gnncy._kernels._hash cimport below, mix64
 
 
 def sbm(uint64_t seed, uint64_t first, uint64_t n_nodes, uint64_t n_classes, uint64_t within,

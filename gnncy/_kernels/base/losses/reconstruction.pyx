@@ -2,7 +2,7 @@
 from cython cimport floating
 from libc.math cimport pow
 
-from ._math cimport root
+from .._math cimport root
 
 
 def squared_grad(const floating[:, ::1] x, const floating[:, ::1] target, const floating[::1] weight, Py_ssize_t start,

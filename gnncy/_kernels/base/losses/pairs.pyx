@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from gnncy._kernels._prefetch cimport prefetch_span
 
-from ._math cimport expo, root
+from .._math cimport expo, root
 
 ctypedef fused index:
     int32_t
