@@ -84,7 +84,7 @@ def dotted(source):
 
 # Integer loops, I/O and CPU detection are compiled once: _kernels/*.pyx and _kernels/<room>/*.pyx.
 # Float loops stand in _kernels/base/<room> and are compiled once per SIMD level.
-plain = [*KERNELS.glob("*.pyx"), *KERNELS.glob("graph/*.pyx"), *KERNELS.glob("storage/*.pyx")]
+plain = [path for path in KERNELS.rglob("*.pyx") if path.relative_to(KERNELS).parts[0] not in ("base", "avx2")]
 extensions = [extension(dotted(source), source) for source in sorted(plain)]
 for level, flags in LEVELS.items():
     for source in sorted((KERNELS / "base").rglob("*.p[yx][xd]")):
