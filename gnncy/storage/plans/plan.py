@@ -15,7 +15,7 @@ class EpochPlan:
     name : {"A", "B", "C", "D"}
         A holds all rows in memory. B holds hot rows and reads the others of each minibatch in coalesced runs.
         C reads the distinct rows of ``window`` minibatches in one ascending pass into memory. D scans the file once
-        for ``window`` minibatches, writes each row to the extents of the minibatches that need it, and reads those back.
+        for ``window`` minibatches, writes each row to the extents of those that need it, and reads the extents back.
     hot_rows : int
         Rows held in memory throughout.
     window : int
