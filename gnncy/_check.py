@@ -7,6 +7,8 @@ import numbers
 
 import numpy as np
 
+from gnncy._memory import aligned_empty
+
 
 def check_array(value, name: str, *, ndim: int = 2, dtype=None, finite: bool = True, allow_empty: bool = False):
     """A C-contiguous native float array of ``ndim`` dimensions; float32 and float64 are kept as they are.
@@ -44,6 +46,18 @@ def check_finite(array, name: str) -> None:
         first = np.argwhere(bad)[0]
         raise ValueError(f"{name} contains inf or nan values ({int(bad.sum())} of {array.size}, first at index "
                          f"{tuple(int(i) for i in first)}); remove or impute them first")
+
+
+def check_out(out, shape: tuple[int, ...], dtype, *inputs) -> np.ndarray:
+    """``out`` if it can receive a result of that shape and type and shares no memory with ``inputs``; new for None."""
+    if out is None:
+        return aligned_empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (shape, dtype) or not out.flags.c_contiguous:
+        raise ValueError(f"out must be a C-contiguous array of shape {shape} and dtype {np.dtype(dtype)}, got "
+                         f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}")
+    if not out.flags.writeable or any(np.may_share_memory(out, x) for x in inputs):
+        raise ValueError("out must be writable and must not overlap the input")
+    return out
 
 
 def check_ids(value, n: int, name: str) -> np.ndarray:

@@ -65,12 +65,20 @@ def numpy_margin(z, left, right, similar, margin, incidence):
     return loss, incidence @ difference
 
 
-def torch_margin(z, left, right, similar, margin):
-    """The same as a call of torch.compile and autograd; None without torch."""
+def with_torch(comparison):
+    """torch, or None with a word on what is left out."""
     try:
         import torch
     except ImportError:
-        print("losses: no comparison with torch, which is not installed", file=sys.stderr)
+        print(f"{comparison}: no comparison with torch, which is not installed", file=sys.stderr)
+        return None
+    return torch
+
+
+def torch_margin(z, left, right, similar, margin):
+    """The same as a call of torch.compile and autograd; None without torch."""
+    torch = with_torch("margin loss")
+    if torch is None:
         return None
     left, right, similar = (torch.from_numpy(x) for x in (left, right, similar))
     rows = torch.from_numpy(z).clone().requires_grad_()
@@ -85,6 +93,28 @@ def torch_margin(z, left, right, similar, margin):
         out = loss(rows)
         out.backward()
         return out.item(), rows.grad.numpy()
+    return call
+
+
+def torch_own_negatives(*arrays):
+    """Loss and gradients as a call of torch.compile and autograd; None without torch."""
+    torch = with_torch("infonce")
+    if torch is None:
+        return None
+    tensors = [torch.from_numpy(x).clone().requires_grad_() for x in arrays]
+
+    @torch.compile
+    def loss(anchors, positives, negatives):
+        a, p, k = (torch.nn.functional.normalize(x, dim=-1) for x in (anchors, positives, negatives))
+        logits = torch.cat([(a * p).sum(1, keepdim=True), torch.bmm(k, a[:, :, None])[:, :, 0]], 1) / TAU
+        return (torch.logsumexp(logits, 1) - logits[:, 0]).mean()
+
+    def call():
+        for x in tensors:
+            x.grad = None
+        out = loss(*tensors)
+        out.backward()
+        return out.item(), *(x.grad.numpy() for x in tensors)
     return call
 
 
@@ -132,9 +162,16 @@ def infonce(quick, stack):
 
     for n, k, d, asked in [(64, 16, 128, None)] if quick else [(256, 64, 128, 5), (1024, 128, 128, 6)]:
         a, p, negatives = rows(n, d), rows(n, d), rows(n, k, d)
-        yield Case(f"loss and gradients, {n} anchors, {k} negatives of each, {d}",
-                   lambda: info_nce(a, p, negatives, temperature=TAU), "numpy",  # noqa: B023
-                   lambda: numpy_own_negatives(a, p, negatives), asked=asked, same=same_loss)  # noqa: B023
+        out = np.empty_like(negatives)  # a training loop gives the same array at every step
+        setting = f"loss and gradients, {n} anchors, {k} negatives of each, {d}"
+
+        def ours():
+            return info_nce(a, p, negatives, temperature=TAU, out=out)  # noqa: B023
+
+        yield Case(setting, ours, "numpy", lambda: numpy_own_negatives(a, p, negatives), asked=asked,  # noqa: B023
+                   same=same_loss)
+        if (theirs := torch_own_negatives(a, p, negatives)) is not None:
+            yield Case(setting, ours, "torch.compile", theirs, asked=asked, same=same_loss)
 
     for n, d in [(256, 64)] if quick else [(2048, 128), (4096, 256)]:
         a, p, products = in_batch(n, d)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from gnncy._check import check_array, check_choice, check_finite, check_float
+from gnncy._check import check_array, check_choice, check_finite, check_float, check_out
 from gnncy._kernels import infonce, rows, spmm
 from gnncy._threads import run_pieces
 from gnncy.losses.loss import REDUCTIONS, Problem, evaluate
@@ -15,6 +15,7 @@ _BLOCK = 1024  # anchors whose logits exist at one time, half of them in each th
 _ELEMENTS = 1 << 23  # fewer where there would be more logits than these
 _KEPT = 1 << 24  # cosines of a symmetric batch that are kept rather than computed twice
 _ROWS = 1024
+_CACHES = 1 << 24  # bytes of an output that no longer stays in them
 _MILD = 0.05  # temperature from which exp((cosine - 1) / temperature) is a normal float32 with room to spare
 
 
@@ -112,9 +113,10 @@ class InfoNCELoss:
         self.symmetric = bool(symmetric)
         self.prior, self.hardness = _check_weighting(prior, hardness)
 
-    def __call__(self, anchors, positives, negatives=None, *, table=None, false_negatives=None, positive_mask=None):
+    def __call__(self, anchors, positives, negatives=None, *, table=None, false_negatives=None, positive_mask=None,
+                 out=None):
         """See :func:`info_nce`."""
-        return info_nce(anchors, positives, negatives, table=table, temperature=self.temperature,
+        return info_nce(anchors, positives, negatives, table=table, out=out, temperature=self.temperature,
                         reduction=self.reduction, symmetric=self.symmetric, false_negatives=false_negatives,
                         positive_mask=positive_mask, prior=self.prior, hardness=self.hardness)
 
@@ -133,7 +135,7 @@ def _check_weighting(prior, hardness) -> tuple[float, float]:
 
 def info_nce(anchors, positives, negatives=None, *, table=None, temperature: float = 0.5, reduction: str = "mean",
              symmetric: bool = False, false_negatives=None, positive_mask=None, prior: float = 0.0,
-             hardness: float = 0.0):
+             hardness: float = 0.0, out: np.ndarray | None = None):
     """InfoNCE loss and its gradients; the formulas stand at :class:`InfoNCELoss`.
 
     No matrix of all anchors by all candidates is kept (of a small symmetric batch it is): logits exist for a block of
@@ -164,6 +166,9 @@ def info_nce(anchors, positives, negatives=None, *, table=None, temperature: flo
         equal labels. The diagonal always is.
     prior, hardness : float
         The debiased loss and hard negatives, see :class:`InfoNCELoss`; for one positive of each anchor.
+    out : ndarray of shape (n, k, d), optional
+        Receives the gradient by negatives of that shape: that of the step before, say. A new array of 64 MB takes as
+        long to get from the system as the loss to compute.
 
     Returns
     -------
@@ -196,6 +201,9 @@ def info_nce(anchors, positives, negatives=None, *, table=None, temperature: flo
     if negatives is not None and (symmetric or positive_mask is not None):
         name = "symmetric=True" if symmetric else "positive_mask"
         raise ValueError(f"{name} needs in-batch negatives: leave negatives out")
+    if out is not None and (np.ndim(negatives) != 3 or any(isinstance(x, Tensor) for x in
+                                                           (anchors, positives, negatives))):
+        raise ValueError("out needs arrays, and negatives of shape (n, k, d): leave it out")
     if table is not None and negatives is None:
         raise ValueError("a table needs negatives by index into it, of shape (k,) or (n, k)")
     inputs = {"anchors": anchors, "positives": positives, "negatives": negatives, "table": table}
@@ -205,10 +213,12 @@ def info_nce(anchors, positives, negatives=None, *, table=None, temperature: flo
         if not isinstance(positives, Tensor) and np.asarray(positives).dtype.kind in "iu":
             listed["positives"] = inputs.pop("positives")
     inputs = {name: value for name, value in inputs.items() if value is not None}
-    out = evaluate(_InfoNCE, *inputs.values(), reduction=reduction, names=tuple(inputs), listed=listed,
+    result = evaluate(_InfoNCE, *inputs.values(), reduction=reduction, names=tuple(inputs), listed=listed,
                    temperature=temperature, symmetric=symmetric, false_negatives=false_negatives,
-                   positive_mask=positive_mask, prior=prior, hardness=hardness)
-    return (out[0], InfoNCEGradients(**dict(zip(inputs, out[1], strict=True)))) if isinstance(out, tuple) else out
+                   positive_mask=positive_mask, prior=prior, hardness=hardness, out=out)
+    if not isinstance(result, tuple):
+        return result
+    return result[0], InfoNCEGradients(**dict(zip(inputs, result[1], strict=True)))
 
 
 class _Side:
@@ -242,7 +252,8 @@ def _check_norms(norms: np.ndarray, x: np.ndarray, name: str) -> None:
 class _InfoNCE(Problem):
     """Checked arguments with unit rows, and the gradient of any weighted sum of the anchors' losses."""
 
-    def __init__(self, *arrays, names, listed, temperature, symmetric, false_negatives, positive_mask, prior, hardness):
+    def __init__(self, *arrays, names, listed, temperature, symmetric, false_negatives, positive_mask, prior, hardness,
+                 out):
         given = {}
         for name, array in zip(names, arrays, strict=True):
             ndim = 3 if name == "negatives" and np.ndim(array) == 3 else 2
@@ -279,6 +290,7 @@ class _InfoNCE(Problem):
                       for name, array in given.items() if name != "negatives" or self.form == "shared"}
         if self.form == "own":
             self.negatives = np.asarray(negatives, self.dtype)
+            self.out = check_out(out, self.negatives.shape, self.dtype, self.negatives)
 
     def _lists(self, table, n, d, listed):
         """Check what names rows of the table; number the rows that are named, and return them."""
@@ -459,7 +471,7 @@ class _InfoNCE(Problem):
 
     def _own_negatives(self, weights):
         """Losses against each anchor's own negatives, gradients by unit anchors and positives and by negatives."""
-        n, k, _ = self.negatives.shape
+        n, k, d = self.negatives.shape
         anchors, positives = self.sides["anchors"].unit, self.sides["positives"].unit
         positive = _dots(anchors, positives) / self.temperature
         positive_grad = np.empty_like(positive)
@@ -467,12 +479,15 @@ class _InfoNCE(Problem):
         left_out = np.zeros((n, k), bool) if self.false_negatives is None else self.false_negatives
         left_out = np.ascontiguousarray(left_out).view(np.uint8)
         norms = np.empty((n, k), self.dtype)
-        by_anchors, by_negatives = np.empty_like(anchors), np.empty_like(self.negatives)
+        by_anchors, by_negatives = np.empty_like(anchors), self.out
+        past_caches = by_negatives.nbytes > _CACHES
 
         def piece(a, b):
+            cosine, logit = np.empty((2, k), self.dtype)
             infonce.per_anchor_grad(anchors[a:b], self.negatives[a:b], positive[a:b], weights[a:b], self.temperature,
-                                    self.prior, self.hardness, left_out[a:b], *np.empty((2, k), self.dtype),
-                                    norms[a:b], losses[a:b], positive_grad[a:b], by_anchors[a:b], by_negatives[a:b])
+                                    self.prior, self.hardness, left_out[a:b], cosine, logit, np.empty(d, self.dtype),
+                                    past_caches, norms[a:b], losses[a:b], positive_grad[a:b], by_anchors[a:b],
+                                    by_negatives[a:b])
 
         run_pieces(piece, n, 64)
         _check_norms(norms, self.negatives, "negatives")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gnncy import _kernels, nn
+from gnncy._memory import aligned_empty
 from gnncy._threads import working_threads
 from gnncy.losses import InfoNCELoss, info_nce, infonce
 
@@ -337,8 +338,14 @@ def test_per_anchor_kernel_against_shared_formula(kernels, d, dtype):
         x.flags.writeable = False
     norm, scratch = np.empty((n, k), dtype), np.empty((2, k), dtype)
     loss, positive_grad, by_u, by_n = np.empty(n), np.empty(n, dtype), np.empty_like(u), np.empty_like(negatives)
-    kernels.per_anchor_grad(u, negatives, positive, weight, tau, 0, 0, left_out, *scratch, norm, loss, positive_grad,
-                            by_u, by_n)
+    row = np.empty(d, dtype)
+    kernels.per_anchor_grad(u, negatives, positive, weight, tau, 0, 0, left_out, *scratch, row, False, norm, loss,
+                            positive_grad, by_u, by_n)
+    streamed = np.empty(by_n.size + 8, dtype)[1:by_n.size + 1].reshape(by_n.shape)  # of any alignment
+    for target in (streamed, aligned_empty(by_n.shape, dtype)):
+        kernels.per_anchor_grad(u, negatives, positive, weight, tau, 0, 0, left_out, *scratch, row, True, norm, loss,
+                                positive_grad, by_u, target)
+        np.testing.assert_array_equal(target, by_n)
     length = np.linalg.norm(negatives, axis=2)
     c = np.einsum("ij,ikj->ik", u, negatives) / length
     e = np.where(left_out, 0, np.exp(c / tau))
@@ -350,3 +357,17 @@ def test_per_anchor_kernel_against_shared_formula(kernels, d, dtype):
     np.testing.assert_allclose(by_u, np.einsum("ik,ikj->ij", g / length, negatives), rtol=rtol, atol=atol)
     expected = (g / length)[:, :, None] * (u[:, None, :] - c[:, :, None] * negatives / length[:, :, None])
     np.testing.assert_allclose(by_n, expected, rtol=rtol, atol=atol)
+
+
+def test_the_gradient_by_negatives_can_be_written_to_an_array_of_the_caller():
+    a, p, negatives = data(5, 3), data(5, 3, seed=1), data(5, 4, 3, seed=2)
+    out = np.full_like(negatives, np.nan)
+    loss, grads = InfoNCELoss()(a, p, negatives, out=out)
+    assert grads.negatives is out
+    np.testing.assert_array_equal(out, InfoNCELoss()(a, p, negatives)[1].negatives)
+    for bad, message in [(np.empty((5, 4, 2)), "C-contiguous array of shape"), (negatives, "must not overlap"),
+                         (out.astype(np.float32), "dtype float64")]:
+        with pytest.raises(ValueError, match=message):
+            InfoNCELoss()(a, p, negatives, out=bad)
+    with pytest.raises(ValueError, match=r"negatives of shape \(n, k, d\)"):
+        InfoNCELoss()(a, p, out=out)

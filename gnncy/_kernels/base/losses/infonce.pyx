@@ -7,6 +7,7 @@ from libc.math cimport INFINITY, log, log1p
 from libc.stdint cimport int64_t
 
 from gnncy._kernels._prefetch cimport prefetch_span
+from gnncy._kernels._stream cimport stream, stream_end
 
 from .._math cimport expo, root
 
@@ -164,15 +165,17 @@ def scale_sides(floating[:, ::1] x, const floating[::1] by_row, const floating[:
 def per_anchor_grad(const floating[:, ::1] anchors, const floating[:, :, ::1] negatives,
                     const floating[::1] positive, const floating[::1] weight, floating tau, floating prior,
                     floating hardness, const unsigned char[:, ::1] left_out, floating[::1] cosine,
-                    floating[::1] logit, floating[:, ::1] norm, double[::1] loss, floating[::1] positive_grad,
-                    floating[:, ::1] grad_anchors, floating[:, :, ::1] grad_negatives):
+                    floating[::1] logit, floating[::1] scratch, bint past_caches, floating[:, ::1] norm,
+                    double[::1] loss, floating[::1] positive_grad, floating[:, ::1] grad_anchors,
+                    floating[:, :, ::1] grad_negatives):
     """Loss and gradients of unit ``anchors`` against negatives of their own, which need not be of unit length.
 
     A negative shorter than 1e-12 has cosine 0 and gradient 0. ``cosine`` and ``logit`` are scratch for one anchor,
-    ``norm`` receives lengths.
+    ``scratch`` for a row; ``norm`` receives lengths. ``past_caches`` suits gradients too large for the caches.
     """
     cdef Py_ssize_t i, j, p, n = negatives.shape[0], k = negatives.shape[1], d = negatives.shape[2]
     cdef floating dot, square, inverse, g, gc, zero = 0, one = 1, least = <floating>1e-12, per_tau = one / tau
+    cdef floating *row = &scratch[0]
     with nogil:
         for i in range(n):
             for p in range(k):
@@ -194,9 +197,15 @@ def per_anchor_grad(const floating[:, ::1] anchors, const floating[:, :, ::1] ne
                 inverse = one / norm[i, p] if norm[i, p] > zero else zero
                 g = logit[p] * inverse
                 gc = g * cosine[p] * inverse
+                if not past_caches:
+                    row = &grad_negatives[i, p, 0]
                 for j in range(d):
                     grad_anchors[i, j] += g * negatives[i, p, j]
-                    grad_negatives[i, p, j] = g * anchors[i, j] - gc * negatives[i, p, j]
+                    row[j] = g * anchors[i, j] - gc * negatives[i, p, j]
+                if past_caches:
+                    stream(&grad_negatives[i, p, 0], row, d * sizeof(floating))
+        if past_caches:
+            stream_end()
 
 
 def listed_grad(const floating[:, ::1] anchors, const floating[:, ::1] table, const int64_t[:, ::1] listed,
