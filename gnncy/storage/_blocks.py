@@ -1,27 +1,35 @@
-"""What the stores share: I/O statistics, padded ``.npy`` headers, gathers and scatters of extents of a file."""
+"""What the stores share: I/O statistics, padded ``.npy`` headers, and files read and written by extents."""
 import ast
 import errno
 import os
 import threading
 import time
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 
 from gnncy._kernels.storage import blockio
-from gnncy._memory import aligned_empty, format_bytes
-from gnncy._threads import run_pieces
+from gnncy._memory import aligned_empty, available, format_bytes
+from gnncy._threads import current_threads
 from gnncy.errors import StorageError
 
 PAGE = 4096
 _LONGEST_HEADER = 1 << 16
-MAX_GAP = 64 * 1024  # reading a shorter gap is cheaper than a second operation
-MAX_RUN = 1024 * 1024
-AMPLIFICATION = 4.0  # bytes read for each byte needed, at most
+MAX_RUN = 1024 * 1024  # bytes of one operation, and of the buffer that each thread reads through
 MAX_CALL = 1 << 30  # bytes in one system call (the kernel's own bound is just under 2 GiB)
+AMPLIFICATION = 3.0  # bytes read for each byte needed, at most, where bytes cost more than operations
+CACHED_GAP = 2048  # copying a shorter gap out of the page cache is cheaper than a second system call
+CACHED_RUN = 256 * 1024  # a run that stays in the processor's cache until its rows are taken from it
+SAMPLES = 16  # entries that are looked up in the page cache to see where a request will be read from
+
+IN_FLIGHT = 64  # threads that wait for disks, at most; they are started as requests need them
 
 _local = threading.local()
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
 
 
 class IOStatistics:
@@ -140,6 +148,202 @@ def io_error(path: Path, status: int, offset: int, doing: str) -> StorageError:
     return StorageError(status, f"{os.strerror(status)} while {doing} at byte {offset}", str(path))
 
 
+def open_direct(path, flags: int = os.O_RDONLY) -> int | None:
+    """A descriptor that goes past the page cache; None where the system or the file system has none to offer."""
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct:
+        return None
+    try:
+        return os.open(path, flags | direct | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+class BlockFile:
+    """A file whose extents are gathered and scattered by positional calls. Reads are thread-safe.
+
+    ``direct`` reads past the page cache, through aligned buffers; None means if the file is larger than the page cache
+    could get. Where the file system refuses, reads are buffered, and what was read is dropped from the cache.
+    ``io_threads`` are the requests that one call has in flight; by default as many as the disk serves best, or the
+    threads of the surrounding work for what is in the page cache. ``disk`` is the
+    :class:`~gnncy.storage.plans.DiskModel` by which extents are joined; by default that of an earlier calibration.
+    """
+
+    def __init__(self, path, flags: int = os.O_RDONLY, *, direct: bool | None = False, io_threads: int | None = None,
+                 disk=None, stats: IOStatistics | None = None):
+        self.path = Path(path)
+        self.io_threads = io_threads
+        self.stats = IOStatistics() if stats is None else stats
+        self.direct = False
+        self._disk = disk
+        self._aligned_fd = -1
+        self.fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            self._passing = os.fstat(self.fd).st_size > available() if direct is None else direct
+            if self._passing:
+                aligned = open_direct(path)
+                if aligned is not None:
+                    self._aligned_fd = aligned
+                    self.direct = os.path.sameopenfile(self.fd, aligned)
+                if not self.direct:
+                    self._advise("POSIX_FADV_RANDOM")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def disk(self):
+        """What the disk costs."""
+        if self._disk is None:
+            from gnncy.storage.plans.disk import known_disk
+            self._disk = known_disk(self.path)
+        return self._disk
+
+    def gather(self, start: np.ndarray, length: np.ndarray, place: np.ndarray, out: np.ndarray) -> None:
+        """Read ``length[k]`` bytes at ``start[k]`` (ascending) into the bytes of ``out`` at ``place[k]``."""
+        if len(start) == 0:
+            return
+        begun = time.perf_counter()
+        data = out.reshape(-1).view(np.uint8)
+        status, offset = self._read(start, length, place, data)
+        if status == errno.EINVAL and self.direct:  # some file systems take the flag and refuse the reads
+            self.direct = False
+            self._advise("POSIX_FADV_RANDOM")
+            status, offset = self._read(start, length, place, data)
+        if self._passing and not self.direct:
+            self.drop(int(start[0]), int(start[-1] + length[-1] - start[0]))
+        self.stats.add(bytes_requested=int(length.sum()), seconds=time.perf_counter() - begun)
+        if status:
+            raise io_error(self.path, status, offset, "reading")
+
+    def _read(self, start, length, place, data) -> tuple[int, int]:
+        """Status and, of a failure, the byte."""
+        pages = self.direct
+        fd = self._aligned_fd if pages else self.fd
+        samples = 0 if self._passing else min(SAMPLES, len(start))
+        if samples and blockio.cached(fd, start, samples) == samples:
+            longest = min(CACHED_RUN, MAX_RUN)
+            first, runs = _plan(start, length, 1, CACHED_GAP, longest, longest)
+            threads, grain = self.io_threads or current_threads(), 32
+        else:
+            gap = int(self.disk.break_even_gap)
+            first, runs = _plan(start, length, PAGE, gap, MAX_RUN, min(gap, MAX_RUN))
+            threads, grain = self.io_threads or self.disk.threads, 1
+        ticket = np.zeros(1, np.int64)
+        failures: list[tuple[int, int]] = []
+
+        def work() -> None:
+            report = np.zeros(3, np.int64)
+            status = blockio.read_runs(fd, pages, start, length, place, first, runs, ticket, grain, MAX_CALL,
+                                       _bounce(), data, report)
+            self.stats.add(bytes_read=int(report[0]), operations=int(report[1]))
+            if status:
+                failures.append((int(report[2]), status))
+
+        def cancel() -> None:
+            ticket[0] = runs
+
+        together(work, min(threads, -(-runs // grain)), cancel)
+        offset, status = min(failures, default=(0, 0))
+        return status, offset
+
+    def read_range(self, offset: int, out: np.ndarray) -> None:
+        """Fill ``out`` with the bytes at ``offset``, in large pieces."""
+        place = np.arange(0, out.nbytes, MAX_RUN, dtype=np.int64)
+        self.gather(place + offset, np.minimum(MAX_RUN, out.nbytes - place), place, out)
+
+    def scatter(self, start: np.ndarray, length: np.ndarray, place: np.ndarray, data: np.ndarray) -> None:
+        """Write the bytes of ``data`` at ``place[k]`` to ``start[k]``, ascending; of repeats the last stays."""
+        if len(start) == 0:
+            return
+        begun = time.perf_counter()
+        first, runs = _plan(start, length, 1, 0, MAX_RUN, MAX_RUN)
+        report = np.zeros(3, np.int64)
+        status = blockio.write_runs(self.fd, start, length, place, first, 0, runs, MAX_CALL, _bounce(),
+                                    data.reshape(-1).view(np.uint8), report)
+        self.stats.add(bytes_written=int(report[0]), operations=int(report[1]), seconds=time.perf_counter() - begun)
+        if status:
+            raise io_error(self.path, status, int(report[2]), "writing")
+
+    def write(self, data, offset: int) -> None:
+        """Write all bytes of ``data`` at ``offset``."""
+        write_all(self.fd, self.path, data, offset)
+
+    def reserve(self, size: int) -> None:
+        """Reserve ``size`` bytes of disk, so that a full disk is an error now and not later."""
+        reserve(self.fd, self.path, size)
+
+    def sync(self) -> None:
+        """Wait until everything written is on the disk."""
+        try:
+            os.fsync(self.fd)
+        except OSError as error:
+            text = f"{os.strerror(error.errno or 0)} while syncing"
+            raise StorageError(error.errno, text, str(self.path)) from error
+
+    def drop(self, offset: int, size: int) -> None:
+        """Tell the system that the pages of these bytes are not needed again."""
+        self._advise("POSIX_FADV_DONTNEED", offset, size)
+
+    def _advise(self, advice: str, offset: int = 0, size: int = 0) -> None:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, offset, size, getattr(os, advice))
+
+    def close(self) -> None:
+        """Let go of the file. Closing twice does nothing."""
+        fds, self.fd, self._aligned_fd, self.direct = (self.fd, self._aligned_fd), -1, -1, False
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+    def __enter__(self) -> "BlockFile":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+
+def together(work: Callable[[], None], threads: int, cancel: Callable[[], None]) -> None:
+    """Call ``work`` on this thread and on ``threads - 1`` of those that wait for disks; all have ended on return.
+
+    ``cancel`` makes the others end early; it is called if an exception (an interrupt, too) comes up here.
+    """
+    helpers: list[Future] = []
+    try:
+        for _ in range(threads - 1):
+            helpers.append(_waiting_threads().submit(work))
+        work()
+    except BaseException:
+        cancel()
+        raise
+    finally:
+        # A helper that has not started has nothing left to do: the pool may be busy with other requests.
+        wait(helper for helper in helpers if not helper.cancel())
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
+
+
+def _waiting_threads() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="gnncy-io")
+        return _pool
+
+
+def _forget_threads() -> None:
+    """In a forked child: the parent's threads are not there, and its lock may be held for ever."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
 def _bounce() -> np.ndarray:
     buffer = getattr(_local, "bounce", None)
     if buffer is None:
@@ -147,54 +351,9 @@ def _bounce() -> np.ndarray:
     return buffer
 
 
-def _plan(start, length, max_gap):
-    first, group = np.empty((2, len(start) + 1), np.int64)
-    count = np.empty(2, np.int64)
-    blockio.plan(start, length, max_gap, MAX_RUN, AMPLIFICATION, first, group, count)
-    return first, group, int(count[0]), int(count[1])
-
-
-def gather(fd: int, path: Path, start: np.ndarray, length: np.ndarray, place: np.ndarray, out: np.ndarray,
-           stats: IOStatistics, io_threads: int | None = None) -> None:
-    """Read ``length[k]`` bytes at ``start[k]`` (ascending) into the bytes of ``out`` at ``place[k]``."""
-    if len(start) == 0:
-        return
-    begun = time.perf_counter()
-    data = out.reshape(-1).view(np.uint8)
-    first, group, _, groups = _plan(start, length, MAX_GAP)
-
-    def work(low: int, high: int) -> None:
-        report = np.zeros(3, np.int64)
-        status = blockio.read_runs(fd, start, length, place, first, group[low], group[high], MAX_CALL, _bounce(),
-                                   data, report)
-        stats.add(bytes_read=int(report[0]), operations=int(report[1]))
-        if status:
-            raise io_error(path, status, int(report[2]), "reading")
-
-    run_pieces(work, groups, 1, io_threads)
-    stats.add(bytes_requested=int(length.sum()), seconds=time.perf_counter() - begun)
-
-
-def read_range(fd: int, path: Path, offset: int, out: np.ndarray, stats: IOStatistics,
-               io_threads: int | None = None) -> None:
-    """Fill ``out`` with the bytes at ``offset``, in large pieces."""
-    place = np.arange(0, out.nbytes, MAX_RUN, dtype=np.int64)
-    gather(fd, path, place + offset, np.minimum(MAX_RUN, out.nbytes - place), place, out, stats, io_threads)
-
-
-def scatter(fd: int, path: Path, start: np.ndarray, length: np.ndarray, place: np.ndarray, data: np.ndarray,
-            stats: IOStatistics) -> None:
-    """Write the bytes of ``data`` at ``place[k]`` to the file at ``start[k]``, ascending; of repeats the last stays."""
-    if len(start) == 0:
-        return
-    begun = time.perf_counter()
-    first, _, runs, _ = _plan(start, length, 0)
-    report = np.zeros(3, np.int64)
-    status = blockio.write_runs(fd, start, length, place, first, 0, runs, MAX_CALL, _bounce(),
-                                data.reshape(-1).view(np.uint8), report)
-    stats.add(bytes_written=int(report[0]), operations=int(report[1]), seconds=time.perf_counter() - begun)
-    if status:
-        raise io_error(path, status, int(report[2]), "writing")
+def _plan(start, length, unit, max_gap, max_run, free_run):
+    first = np.empty(len(start) + 1, np.int64)
+    return first, blockio.plan(start, length, unit, max_gap, max_run, free_run, AMPLIFICATION, first)
 
 
 def write_all(fd: int, path: Path, data, offset: int) -> None:

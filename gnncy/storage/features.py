@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,15 +22,14 @@ from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage._blocks import (
     PAGE,
     IOStatistics,
+    BlockFile,
     ascending,
-    gather,
     npy_header,
     read_npy_header,
-    read_range,
-    reserve,
-    scatter,
-    write_all,
 )
+
+if TYPE_CHECKING:
+    from gnncy.storage.plans import DiskModel
 
 FORMAT = "gnncy-features"
 VERSION = 1
@@ -55,7 +56,14 @@ class FeatureStorage:
     mode : {"r", "r+"}
         Read, or read and write. A file has one writer at a time (an advisory lock).
     io_threads : int or None
-        Threads that one call reads with; None means those of the surrounding work. The result is the same.
+        Requests that one call has in flight. None means as many as the disk serves best, and the threads of the
+        surrounding work for what is in the page cache. The result is the same.
+    direct : bool or None
+        Read past the page cache (``O_DIRECT``), where the file system allows it. None means for a file that is larger
+        than the page cache could get. The result is the same.
+    disk : DiskModel, optional
+        What the disk costs, for the planning of reads; by default that of an earlier
+        :func:`~gnncy.storage.plans.calibrate`. The result is the same.
 
     Attributes
     ----------
@@ -91,24 +99,28 @@ class FeatureStorage:
 
     ndim = 2
 
-    def __init__(self, path, mode: str = "r", *, io_threads: int | None = None):
-        self._fd = -1
+    def __init__(self, path, mode: str = "r", *, io_threads: int | None = None, direct: bool | None = None,
+                 disk: "DiskModel | None" = None):
+        self._file: BlockFile | None = None
         self.path = Path(path)
         self.mode = check_choice(mode, "mode", ("r", "r+"))
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
+        self._reading = {"direct": direct, "disk": disk}
         self.stats = IOStatistics()
         self._writer = os.getpid() if mode == "r+" else 0
         self._dirty = False
+        self._attaching = threading.Lock()
         self._attach()
 
     def _attach(self) -> None:
         """Open and validate the file; sets everything that depends on what it holds."""
         writes = self._writer == os.getpid()
-        fd = os.open(self.path, (os.O_RDWR if writes else os.O_RDONLY) | getattr(os, "O_CLOEXEC", 0))
+        opened = BlockFile(self.path, os.O_RDWR if writes else os.O_RDONLY, io_threads=self.io_threads,
+                           stats=self.stats, **self._reading)
         try:
             if writes:
-                _lock(fd, self.path)
-            with open(fd, "rb", closefd=False) as file:
+                _lock(opened.fd, self.path)
+            with open(opened.fd, "rb", closefd=False) as file:
                 shape, file_dtype, offset, crc = read_npy_header(file, self.path)
             if file_dtype.kind != "f" or file_dtype.itemsize > 8:
                 raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; copy "
@@ -122,9 +134,9 @@ class FeatureStorage:
                                    f"opens read-only; use mode='r', or copy it with FeatureStorage.from_array")
             position = None if meta is None or meta["order"] is None else _read_order(self.path, shape[0], meta)
         except BaseException:
-            os.close(fd)
+            opened.close()
             raise
-        self._fd, self._pid = fd, os.getpid()
+        self._file, self._pid = opened, os.getpid()
         self._shape, self.file_dtype, self._offset, self._position = shape, file_dtype, offset, position
         self.dtype = np.dtype(np.float64 if file_dtype.itemsize == 8 else np.float32)
         self.finite_checked = bool(meta and meta["finite"])
@@ -133,9 +145,9 @@ class FeatureStorage:
     # Making one
 
     @classmethod
-    def open(cls, path, mode: str = "r", *, io_threads: int | None = None) -> "FeatureStorage":
+    def open(cls, path, mode: str = "r", **options) -> "FeatureStorage":
         """The storage at ``path``; the same as calling the class."""
-        return cls(path, mode, io_threads=io_threads)
+        return cls(path, mode, **options)
 
     @classmethod
     def create(cls, path, n_nodes: int, dim: int, *, dtype=np.float32, order=None,
@@ -268,7 +280,12 @@ class FeatureStorage:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._fd < 0
+        return self._file is None
+
+    @property
+    def direct(self) -> bool:
+        """Whether reads go past the page cache."""
+        return self._opened().direct
 
     def __len__(self) -> int:
         return self.n_nodes
@@ -322,8 +339,7 @@ class FeatureStorage:
         for low in range(start, stop, step):
             rows = out[low - start:low - start + step]
             target = np.empty(rows.shape, self.file_dtype) if narrow else rows
-            read_range(self._descriptor(), self.path, self._offset + low * self._row_bytes, target, self.stats,
-                       self.io_threads)
+            self._opened().read_range(self._offset + low * self._row_bytes, target)
             if narrow:
                 rows[...] = target
         return out
@@ -346,9 +362,8 @@ class FeatureStorage:
         for start in range(0, self.n_nodes, step):
             stop = min(start + step, self.n_nodes)
             block = self.read_rows(start, stop)
-            if drop_cache and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(self._descriptor(), self._offset + start * self._row_bytes,
-                                 (stop - start) * self._row_bytes, os.POSIX_FADV_DONTNEED)
+            if drop_cache:
+                self._opened().drop(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes)
             yield block
 
     def __getitem__(self, key) -> np.ndarray:
@@ -397,9 +412,8 @@ class FeatureStorage:
         for low in range(0, len(rows), step):
             some, own = rows[low:low + step], place[low:low + step]
             target = np.empty((len(some), self.dim), self.file_dtype) if narrow else out
-            gather(self._descriptor(), self.path, some * size + self._offset,
-                   np.broadcast_to(np.int64(size), len(some)), (np.arange(len(some)) if narrow else own) * size, target,
-                   self.stats, self.io_threads)
+            self._opened().gather(some * size + self._offset, np.broadcast_to(np.int64(size), len(some)),
+                                  (np.arange(len(some)) if narrow else own) * size, target)
             if narrow:
                 out[own] = target
         return out
@@ -429,20 +443,15 @@ class FeatureStorage:
         rows = _rows(rows, self.dim, self.file_dtype, "rows")
         if len(rows) != len(ids):
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
-        fd = self._descriptor()
+        file = self._opened()
         self._dirty = True
-        _scatter(fd, self.path, self._offset, ids if self._position is None else self._position[ids], rows, self.stats)
+        _scatter(file, self._offset, ids if self._position is None else self._position[ids], rows)
 
     def flush(self) -> None:
         """Wait until everything written is on the disk (fsync)."""
         if self._dirty:
             self._check_writer()
-            fd = self._descriptor()
-            try:
-                os.fsync(fd)
-            except OSError as error:
-                text = f"{os.strerror(error.errno or 0)} while syncing"
-                raise StorageError(error.errno, text, str(self.path)) from error
+            self._opened().sync()
             self._dirty = False
 
     # Its life
@@ -454,28 +463,34 @@ class FeatureStorage:
             raise StorageError(f"{self.path} is open for writing in process {self._writer}, from which this one was "
                                f"forked; write there, or open it again here after closing it there")
 
-    def _descriptor(self) -> int:
-        if self._fd < 0:
+    def _opened(self) -> BlockFile:
+        if self._file is None:
             raise ValueError(f"{self.path}: the storage is closed; open it again")
         if self._pid != os.getpid():
-            # A forked child has the parent's descriptor, and with it the parent's lock: it reads through its own.
-            inherited, before = self._fd, (self._shape, self.file_dtype)
-            self._attach()
-            os.close(inherited)
-            if (self._shape, self.file_dtype) != before:
-                raise StorageError(f"{self.path} was replaced by another file while open; open it again")
-        return self._fd
+            with self._attaching:
+                self._attach_again()
+        return self._file
+
+    def _attach_again(self) -> None:
+        # A forked child has the parent's descriptor, and with it the parent's lock: it reads through its own.
+        if self._file is None or self._pid == os.getpid():
+            return
+        inherited, before = self._file, (self._shape, self.file_dtype)
+        self._attach()
+        inherited.close()
+        if (self._shape, self.file_dtype) != before:
+            raise StorageError(f"{self.path} was replaced by another file while open; open it again")
 
     def close(self) -> None:
         """Flush what was written and let go of the file. Closing twice does nothing."""
-        if self.closed:
+        if self._file is None:
             return
         try:
             if self._writer == os.getpid():
                 self.flush()
         finally:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
+            file, self._file = self._file, None
+            file.close()
 
     def __enter__(self) -> "FeatureStorage":
         return self
@@ -484,32 +499,31 @@ class FeatureStorage:
         self.close()
 
     def __del__(self):
-        if getattr(self, "_fd", -1) >= 0 and not sys.is_finalizing():
+        if getattr(self, "_file", None) is not None and not sys.is_finalizing():
             if self._pid == os.getpid():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
     def __reduce__(self):
-        return _reopen, (os.path.abspath(self.path), self.mode, self.io_threads)
+        return _reopen, (os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, **self._reading})
 
 
-def _reopen(path, mode, io_threads):
-    return FeatureStorage(path, mode, io_threads=io_threads)
+def _reopen(path, mode, options):
+    return FeatureStorage(path, mode, **options)
 
 
 class _Writer:
     """Rows on their way into a new file, checked and converted."""
 
-    def __init__(self, fd: int, path: Path, shape, dtype: np.dtype, position: np.ndarray | None):
-        self.fd, self.path, self.shape, self.dtype, self.position = fd, path, shape, dtype, position
-        self.stats = IOStatistics()
+    def __init__(self, file: BlockFile, shape, dtype: np.dtype, position: np.ndarray | None):
+        self.file, self.shape, self.dtype, self.position = file, shape, dtype, position
 
     def append(self, start: int, block) -> int:
         """Write rows in storage order; returns how many there were."""
         rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
         if start + len(rows) > self.shape[0]:
             raise ValueError(f"blocks hold at least {start + len(rows)} rows, shape {self.shape} needs {self.shape[0]}")
-        write_all(self.fd, self.path, rows, PAGE + start * self.shape[1] * self.dtype.itemsize)
+        self.file.write(rows, PAGE + start * self.shape[1] * self.dtype.itemsize)
         return len(rows)
 
     def put(self, start: int, block) -> None:
@@ -518,7 +532,7 @@ class _Writer:
             self.append(start, block)
         else:
             rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
-            _scatter(self.fd, self.path, PAGE, self.position[start:start + len(rows)], rows, self.stats)
+            _scatter(self.file, PAGE, self.position[start:start + len(rows)], rows)
 
 
 @contextmanager
@@ -535,13 +549,11 @@ def _writing(path, shape: tuple[int, int], dtype, order, overwrite: bool) -> Ite
         _refuse_if_written(path)
     header = npy_header(shape, dtype)
     with replacing(path) as temporary:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-        try:
-            reserve(fd, path, PAGE + shape[0] * shape[1] * dtype.itemsize)
-            write_all(fd, path, header, 0)
-            yield _Writer(fd, path, shape, dtype, position)
-        finally:
-            os.close(fd)
+        with BlockFile(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            file.path = path  # the one that errors shall name
+            file.reserve(PAGE + shape[0] * shape[1] * dtype.itemsize)
+            file.write(header, 0)
+            yield _Writer(file, shape, dtype, position)
         # From here to the new sidecar an ordered file has an order and no sidecar, which `_read_sidecar` refuses:
         # a crash in between can never pair rows with the wrong ids.
         _sidecar(path).unlink(missing_ok=True)
@@ -630,11 +642,10 @@ def _invert(order: np.ndarray) -> np.ndarray:
     return inverse
 
 
-def _scatter(fd: int, path: Path, offset: int, rows: np.ndarray, data: np.ndarray, stats: IOStatistics) -> None:
+def _scatter(file: BlockFile, offset: int, rows: np.ndarray, data: np.ndarray) -> None:
     row_bytes = data.shape[1] * data.itemsize
     rows, place = ascending(rows)
-    scatter(fd, path, rows * row_bytes + offset, np.broadcast_to(np.int64(row_bytes), len(rows)), place * row_bytes,
-            data, stats)
+    file.scatter(rows * row_bytes + offset, np.broadcast_to(np.int64(row_bytes), len(rows)), place * row_bytes, data)
 
 
 def _rows(value, dim: int, dtype: np.dtype, name: str) -> np.ndarray:

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,13 +19,15 @@ from gnncy.errors import StorageError
 from gnncy.storage._blocks import (
     PAGE,
     IOStatistics,
+    BlockFile,
     ascending,
-    gather,
     npy_header,
     read_npy_header,
-    read_range,
     write_all,
 )
+
+if TYPE_CHECKING:
+    from gnncy.storage.plans import DiskModel
 
 FORMAT = "gnncy-sparse-features"
 VERSION = 1
@@ -42,7 +45,9 @@ class SparseFeatureStorage:
     path : path-like
         The directory.
     io_threads : int or None
-        Threads that one call reads with; None means those of the surrounding work. The result is the same.
+    direct : bool or None
+    disk : DiskModel, optional
+        How the files are read, as in :class:`FeatureStorage`.
 
     Attributes
     ----------
@@ -73,10 +78,12 @@ class SparseFeatureStorage:
 
     ndim = 2
 
-    def __init__(self, path, *, io_threads: int | None = None):
-        self._fds: tuple[int, int] | None = None
+    def __init__(self, path, *, io_threads: int | None = None, direct: bool | None = None,
+                 disk: "DiskModel | None" = None):
+        self._files: tuple[BlockFile, BlockFile] | None = None
         self.path = Path(path)
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
+        self._reading = {"direct": direct, "disk": disk}
         self.stats = IOStatistics()
         self._attaching = threading.Lock()
         meta = _read_meta(self.path)
@@ -99,19 +106,21 @@ class SparseFeatureStorage:
         self._attach()
 
     def _attach(self) -> None:
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
-        first = os.open(self.path / "indices.npy", flags)
+        def opened(name: str) -> BlockFile:
+            return BlockFile(self.path / name, io_threads=self.io_threads, stats=self.stats, **self._reading)
+
+        first = opened("indices.npy")
         try:
-            self._fds = first, os.open(self.path / "data.npy", flags)
+            self._files = first, opened("data.npy")
         except BaseException:
-            os.close(first)
+            first.close()
             raise
         self._pid = os.getpid()
 
     @classmethod
-    def open(cls, path, *, io_threads: int | None = None) -> "SparseFeatureStorage":
+    def open(cls, path, **options) -> "SparseFeatureStorage":
         """The storage at ``path``; the same as calling the class."""
-        return cls(path, io_threads=io_threads)
+        return cls(path, **options)
 
     @classmethod
     def from_csr(cls, matrix, path, *, overwrite: bool = False) -> "SparseFeatureStorage":
@@ -185,7 +194,7 @@ class SparseFeatureStorage:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._fds is None
+        return self._files is None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -213,9 +222,8 @@ class SparseFeatureStorage:
         kept = size[place] > 0
         rows, place = rows[kept], place[kept]
         length, start, target = size[place], self._indptr[rows], indptr[place]
-        return self._assemble(indptr, lambda fd, file, offset, out: gather(
-            fd, file, start * out.itemsize + offset, length * out.itemsize, target * out.itemsize, out, self.stats,
-            self.io_threads))
+        return self._assemble(indptr, lambda file, offset, out: file.gather(
+            start * out.itemsize + offset, length * out.itemsize, target * out.itemsize, out))
 
     take = read_batch
 
@@ -224,8 +232,8 @@ class SparseFeatureStorage:
         start = check_int(start, "start", 0, self.shape[0])
         stop = check_int(stop, "stop", start, self.shape[0])
         first = int(self._indptr[start])
-        return self._assemble(self._indptr[start:stop + 1] - first, lambda fd, file, offset, out: read_range(
-            fd, file, first * out.itemsize + offset, out, self.stats, self.io_threads))
+        return self._assemble(self._indptr[start:stop + 1] - first, lambda file, offset, out: file.read_range(
+            first * out.itemsize + offset, out))
 
     def iter_rows(self, chunk_rows: int | None = None) -> Iterator[sp.csr_array]:
         """Blocks of rows in their order; ``chunk_rows`` in each, or as many as fill about 8 MiB."""
@@ -237,10 +245,9 @@ class SparseFeatureStorage:
     def _assemble(self, indptr, read) -> sp.csr_array:
         """A matrix with row pointers ``indptr``, whose other arrays ``read`` fills from the two files."""
         arrays = []
-        for fd, name, offset, dtype in zip(self._descriptors(), ("indices", "data"), self._offsets,
-                                           (self.index_dtype, self.dtype), strict=True):
+        for file, offset, dtype in zip(self._opened(), self._offsets, (self.index_dtype, self.dtype), strict=True):
             out = np.empty(int(indptr[-1]), dtype)
-            read(fd, self.path / f"{name}.npy", offset, out)
+            read(file, offset, out)
             arrays.append(out)
         indices, data = arrays
         if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self.shape[1]):
@@ -250,21 +257,23 @@ class SparseFeatureStorage:
         matrix.has_sorted_indices = matrix.has_canonical_format = True
         return matrix
 
-    def _descriptors(self) -> tuple[int, int]:
-        if self._fds is None:
+    def _opened(self) -> tuple[BlockFile, BlockFile]:
+        if self._files is None:
             raise ValueError(f"{self.path}: the storage is closed; open it again")
         if self._pid != os.getpid():
-            inherited = self._fds
-            self._attach()
-            for fd in inherited:
-                os.close(fd)
-        return self._fds
+            with self._attaching:
+                if self._pid != os.getpid():
+                    inherited = self._files
+                    self._attach()
+                    for file in inherited:
+                        file.close()
+        return self._files
 
     def close(self) -> None:
         """Let go of the files. Closing twice does nothing."""
-        fds, self._fds = self._fds, None
-        for fd in fds or ():
-            os.close(fd)
+        files, self._files = self._files, None
+        for file in files or ():
+            file.close()
 
     def __enter__(self) -> "SparseFeatureStorage":
         return self
@@ -273,20 +282,20 @@ class SparseFeatureStorage:
         self.close()
 
     def __del__(self):
-        if getattr(self, "_fds", None) is not None:
+        if getattr(self, "_files", None) is not None:
             if self._pid == os.getpid():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
     def __reduce__(self):
-        return _reopen, (os.path.abspath(self.path), self.io_threads)
+        return _reopen, (os.path.abspath(self.path), {"io_threads": self.io_threads, **self._reading})
 
 
 _META = "meta.json"
 
 
-def _reopen(path, io_threads):
-    return SparseFeatureStorage(path, io_threads=io_threads)
+def _reopen(path, options):
+    return SparseFeatureStorage(path, **options)
 
 
 def _value_dtype(dtype) -> type:
