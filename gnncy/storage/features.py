@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,9 @@ from gnncy.storage._blocks import (
     PAGE,
     IOStatistics,
     BlockFile,
+    ahead,
     ascending,
+    direct_empty,
     npy_header,
     read_npy_header,
 )
@@ -335,7 +338,7 @@ class FeatureStorage:
         stop = check_int(stop, "stop", start, self.n_nodes)
         out = self._target(out, stop - start)
         narrow = self.file_dtype != out.dtype
-        step = max(1, (_WIDEN if narrow else _CHUNK) // self._row_bytes)
+        step = max(1, (_WIDEN // self._row_bytes) if narrow else stop - start)
         for low in range(start, stop, step):
             rows = out[low - start:low - start + step]
             target = np.empty(rows.shape, self.file_dtype) if narrow else rows
@@ -344,7 +347,8 @@ class FeatureStorage:
                 rows[...] = target
         return out
 
-    def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False) -> Iterator[np.ndarray]:
+    def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False,
+                  read_ahead: int = 0, reuse: bool = False) -> Iterator[np.ndarray]:
         """Blocks of rows in storage order, each a new array.
 
         Parameters
@@ -354,17 +358,24 @@ class FeatureStorage:
         drop_cache : bool
             Tell the system that the pages just read are not needed again, so that a pass over a large file
             does not push everything else out of the page cache.
+        read_ahead : int
+            Blocks that are read while one is in use, and held in memory beside it.
+        reuse : bool
+            Blocks share ``read_ahead + 1`` arrays, made once: each is overwritten when the next one is asked for.
         """
-        step = _chunk_rows(chunk_rows, self.dim, self.dtype)
-        return self._iter_rows(step, drop_cache)
+        step = min(_chunk_rows(chunk_rows, self.dim, self.dtype), self.n_nodes)
+        depth = check_int(read_ahead, "read_ahead", 0)
+        own = [self._target(None, step) for _ in range(depth + 1)] if reuse else None
 
-    def _iter_rows(self, step: int, drop_cache: bool) -> Iterator[np.ndarray]:
-        for start in range(0, self.n_nodes, step):
+        def block(k: int) -> np.ndarray:
+            start = k * step
             stop = min(start + step, self.n_nodes)
-            block = self.read_rows(start, stop)
+            rows = self.read_rows(start, stop, own and own[k % len(own)][:stop - start])
             if drop_cache:
                 self._opened().drop(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes)
-            yield block
+            return rows
+
+        return ahead(block, -(-self.n_nodes // step), depth)
 
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, slice):
@@ -396,7 +407,7 @@ class FeatureStorage:
     def _target(self, out, n: int) -> np.ndarray:
         shape = (n, self.dim)
         if out is None:
-            return np.empty(shape, self.dtype)
+            return direct_empty(shape, self.dtype) if self.direct else np.empty(shape, self.dtype)
         if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self.dtype:
             raise ValueError(f"out must be an array of shape {shape} and dtype {self.dtype}, got "
                              f"{getattr(out, 'shape', type(out).__name__)} {getattr(out, 'dtype', '')}")

@@ -57,26 +57,26 @@ cdef enum:
     PAGE = 4096
 
 
-def plan(const int64_t[::1] start, const int64_t[:] length, int64_t unit, int64_t max_gap, int64_t max_run,
+def plan(const int64_t[::1] start, const int64_t[:] length, int unit, int64_t max_gap, int64_t max_run,
          int64_t free_run, double amplification, int64_t[::1] first):
     """Join entries into runs; returns their number. Run r holds the entries ``first[r] .. first[r + 1] - 1``.
 
-    Everything is counted in whole ``unit`` bytes, pages where the disk is read by pages. An entry joins the run
-    before it if the gap is at most ``max_gap`` bytes, the run stays within ``max_run``, and it either stays within
-    ``free_run`` or reads at most ``amplification`` times what is needed.
+    Everything is counted in whole units of ``2 ** unit`` bytes: pages (12) where the disk is read by pages. An entry
+    joins the run before it if the gap is at most ``max_gap`` bytes, the run stays within ``max_run``, and it either
+    stays within ``free_run`` or reads at most ``amplification`` times what is needed.
     """
     cdef Py_ssize_t k, n = start.shape[0], runs = 0
     cdef int64_t low, high, run_low = 0, run_high = 0, needed = 0, span, more
     with nogil:
         for k in range(n):
-            low = start[k] // unit
-            high = (start[k] + length[k] - 1) // unit + 1
+            low = start[k] >> unit
+            high = ((start[k] + length[k] - 1) >> unit) + 1
             more = high - max(low, run_high)
-            span = (high - run_low) * unit
-            if (k > 0 and (low - run_high) * unit <= max_gap and span <= max_run
-                    and (span <= free_run or span <= amplification * ((needed + more) * unit))):
-                needed += max(more, 0)
-                run_high = max(high, run_high)
+            span = (high - run_low) << unit
+            if (k > 0 and (low - run_high) << unit <= max_gap and span <= max_run
+                    and (span <= free_run or span <= amplification * <double>((needed + more) << unit))):
+                needed += more
+                run_high = high
             else:
                 first[runs] = k
                 runs += 1

@@ -14,12 +14,11 @@ import numpy as np
 from gnncy._check import check_float, check_int
 from gnncy._files import write_text
 from gnncy._kernels.storage import blockio
-from gnncy._memory import aligned_empty, format_bytes, parse_bytes
-from gnncy.storage._blocks import PAGE, io_error, open_direct, reserve, together
+from gnncy._memory import format_bytes, parse_bytes
+from gnncy.storage._blocks import ARENA, PAGE, arena, io_error, open_direct, reserve, together
 
 VERSION = 1
 VARIABLE = "GNNCY_DISK"
-_LARGE = 1024 * 1024
 _SAMPLE = 48 * 1024 * 1024  # bytes that are written to be read back
 _BURST = 0.05  # seconds of each measurement
 _IN_FLIGHT = (4, 8, 16, 32)
@@ -250,8 +249,8 @@ def _measure(path: Path) -> DiskModel:
             return _burst(fd, path, np.tile(offsets, 1 if not direct else -(-_MOST // len(offsets))), nbytes, threads)[0]
 
         rates = {threads: reads(PAGE, threads) for threads in _IN_FLIGHT}
-        threads = next(threads for threads in _IN_FLIGHT if rates[threads] >= 0.95 * max(rates.values()))
-        bandwidth = _LARGE * reads(_LARGE, threads)
+        threads = next(threads for threads in _IN_FLIGHT if rates[threads] >= 0.9 * max(rates.values()))
+        bandwidth = ARENA * reads(ARENA, threads)
         operation = max(1 / rates[threads] - PAGE / bandwidth, 1e-9)
         return DiskModel(*(float(f"{value:.3g}") for value in (operation, bandwidth, write_bandwidth or bandwidth)),
                          threads=threads, origin=", ".join(["measured", *notes]))
@@ -273,12 +272,12 @@ def _written(folder: Path, stack: ExitStack) -> tuple[tuple[int, bool], int, flo
     fd, direct = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, stack)
     path.unlink()
     reserve(fd, path, _SAMPLE)
-    offsets = np.arange(0, _SAMPLE, _LARGE)
+    offsets = np.arange(0, _SAMPLE, ARENA)
     begun = time.perf_counter()
-    _, count = _burst(fd, path, offsets, _LARGE, 16, writes=True)
+    _, count = _burst(fd, path, offsets, ARENA, 16, writes=True)
     if not direct:
         os.fsync(fd)
-    return (fd, direct), count * _LARGE, count * _LARGE / (time.perf_counter() - begun)
+    return (fd, direct), count * ARENA, count * ARENA / (time.perf_counter() - begun)
 
 
 def _burst(fd: int, path: Path, offsets: np.ndarray, nbytes: int, threads: int,
@@ -286,11 +285,12 @@ def _burst(fd: int, path: Path, offsets: np.ndarray, nbytes: int, threads: int,
     """Operations a second, and how many there were, in a short while."""
     ticket = np.zeros(1, np.int64)
     done: list[int] = []
+    noise = np.frombuffer(os.urandom(PAGE), np.uint8)  # a file system that compresses must not find zeros
 
     def work() -> None:
-        buffer = aligned_empty(nbytes, np.uint8, PAGE)
+        buffer = arena()
         if writes:
-            buffer[:] = np.frombuffer(os.urandom(PAGE) * (nbytes // PAGE), np.uint8)
+            buffer.reshape(-1, PAGE)[:] = noise
         done.append(blockio.burst(fd, offsets, nbytes, writes, _BURST, ticket, buffer))
 
     def cancel() -> None:
