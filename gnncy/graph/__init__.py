@@ -1,13 +1,15 @@
-"""Graphs as ``scipy.sparse.csr_array``: one canonical form, orders, neighbour sampling, aggregation."""
+"""Graphs as ``scipy.sparse.csr_array``: one canonical form, orders, sampling, random walks, aggregation."""
 from gnncy.graph.aggregate import aggregate, aggregate_grad, spmm
 from gnncy.graph.csr import as_csr, degrees, is_symmetric, normalize, undirected
 from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute
 from gnncy.graph.sampler import Block, NeighborSampler, SampledBatch
 from gnncy.graph.spectral import eigenvalues, eigenvectors
+from gnncy.graph.walks import RandomWalks
 
 __all__ = [
     "Block",
     "NeighborSampler",
+    "RandomWalks",
     "SampledBatch",
     "aggregate",
     "aggregate_grad",
