@@ -1,9 +1,14 @@
-"""Training: the loop, its snapshots and the memory plan; curricula and what else changes from epoch to epoch."""
+"""Training: the loop, what it is fed and trained for, snapshots, callbacks, curricula, and the memory plan."""
 from gnncy.training.annealing import LossWeightScheduler, Schedules, TemperatureScheduler
-from gnncy.training.curriculum import CurriculumScheduler, CurriculumStage
+from gnncy.training.callbacks import Callback, CSVLogger, EarlyStopping, Task
+from gnncy.training.curriculum import CurriculumScheduler, CurriculumStage, neighbor_difficulty
+from gnncy.training.loader import GraphBatch, GraphLoader
+from gnncy.training.objective import Embedded, Evaluation, Objective
 from gnncy.training.planner import MemoryPlan, resolve_limit
 from gnncy.training.snapshot import SnapshotFolder, read_snapshot
 from gnncy.training.trainer import Trainer
 
-__all__ = ["CurriculumScheduler", "CurriculumStage", "LossWeightScheduler", "MemoryPlan", "Schedules",
-           "SnapshotFolder", "TemperatureScheduler", "Trainer", "read_snapshot", "resolve_limit"]
+__all__ = ["CSVLogger", "Callback", "CurriculumScheduler", "CurriculumStage", "EarlyStopping", "Embedded", "Evaluation",
+           "GraphBatch", "GraphLoader", "LossWeightScheduler", "MemoryPlan", "Objective", "Schedules",
+           "SnapshotFolder", "Task", "TemperatureScheduler", "Trainer", "neighbor_difficulty", "read_snapshot",
+           "resolve_limit"]

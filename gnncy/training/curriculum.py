@@ -4,8 +4,10 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
+from scipy.sparse import issparse
 
 from gnncy._check import check_float, check_int
+from gnncy.graph import as_csr, normalize, spmm
 from gnncy.optim import Scheduler
 
 
@@ -158,3 +160,40 @@ class CurriculumScheduler(Scheduler):
             What is in force from now on.
         """
         return super().step()
+
+
+def neighbor_difficulty(adjacency, features) -> np.ndarray:
+    """How unlike the mean of its neighbours' features each node's are, as a rank: a difficulty that asks for no labels.
+
+    Parameters
+    ----------
+    adjacency : sparse or dense array, shape (n, n)
+    features : array or sparse array, shape (n, d)
+        In memory.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,)
+        From 1/n, the easiest, to 1, the hardest: by 1 - cosine. A node without neighbours is among the hardest; of
+        equal ones the first is easier.
+
+    Examples
+    --------
+    >>> from gnncy.training import neighbor_difficulty
+    >>> star = [[0, 1, 1, 1], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0]]
+    >>> neighbor_difficulty(star, [[1, 0], [1, 0], [1, 0], [0, 1]])
+    array([0.75, 0.25, 0.5 , 1.  ])
+    """
+    mean = normalize(as_csr(adjacency), "row", self_loops=0.0)
+    if issparse(features):
+        x, near = features.tocsr(), mean @ features.tocsr()
+        agreement, lengths = x.multiply(near).sum(axis=1), [abs(m).power(2).sum(axis=1) for m in (x, near)]
+    else:
+        x = np.asarray(features, np.float32)
+        near = spmm(mean, x)
+        agreement, lengths = np.einsum("ij,ij->i", x, near), [np.einsum("ij,ij->i", m, m) for m in (x, near)]
+    length = np.sqrt(np.asarray(lengths, np.float64).reshape(2, -1).prod(axis=0))
+    cosine = np.divide(np.ravel(agreement), length, out=np.full(len(length), -1.0), where=length > 0)
+    ranks = np.empty(len(cosine))
+    ranks[np.argsort(-cosine, kind="stable")] = np.arange(1, len(cosine) + 1) / len(cosine)
+    return ranks

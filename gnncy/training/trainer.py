@@ -1,29 +1,38 @@
 """The training loop: epochs of minibatches, snapshots from which a killed run continues to the same bits."""
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import numpy as np
 
 from gnncy import _memory
+from gnncy._check import check_float
 from gnncy._random import derive
+from gnncy._threads import working_threads
 from gnncy.errors import StorageError
+from gnncy.nn import no_grad
+from gnncy.optim import ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
+from gnncy.training.annealing import Schedules
+from gnncy.training.callbacks import Task, call_task_hooks
+from gnncy.training.loader import GraphLoader
+from gnncy.training.objective import Embedded, Objective
 from gnncy.training.snapshot import SnapshotFolder
 
 log = logging.getLogger("gnncy")
 
 
 class Trainer:
-    """Trains a model on minibatches, one call of ``step`` each.
+    """Trains a model on minibatches: :meth:`fit` contrastively on a graph, :meth:`run` with a step of your own.
 
-    Everything random in a step must come from its key, which depends on the seed, the epoch and the step alone;
-    so a run that is killed and continued from its last snapshot ends with the same bits as one that was not.
+    Everything random in a step comes from its key, which depends on the seed, the epoch and the step alone; so a run
+    that is killed and continued from its last snapshot ends with the same bits as one that was not.
 
     Parameters
     ----------
     model : nn.Module
-    optimizer : optim.Adam
+    optimizer : Optimizer
     seed : int
     max_epochs : int
     snapshots : SnapshotFolder, optional
@@ -33,22 +42,40 @@ class Trainer:
         it is taken does not change the result.
     fingerprint : dict, optional
         What the run depends on. A snapshot with another fingerprint is refused.
-    schedule : callable, optional
-        ``schedule(progress)`` with progress in 0..1 scales the learning rate at each step.
+    schedule : callable or ReduceOnPlateau, optional
+        Of the learning rate: ``schedule(progress)`` with progress in 0..1 scales it at each step; a
+        :class:`~gnncy.optim.ReduceOnPlateau` of the optimizer lowers it by the epochs' validation, or else loss.
+    clip_norm, clip_value : float, optional
+        Clip all gradients together to a norm, each element to a magnitude (first); ``max_norm`` of an optimizer does
+        the former in one pass less.
     callbacks : sequence, optional
-        Objects with any of ``on_batch_end(trainer, info)`` and ``on_epoch_end(trainer, record)``; if an
-        ``on_epoch_end`` returns True, training stops there.
+        See :class:`Callback`.
 
     Attributes
     ----------
     history : list of dict
-        One record an epoch: loss (mean over samples, summed in float64), nodes_per_s, mb_read, hit_rate,
-        io_wait_share, rss, seconds.
+        One record an epoch: loss (mean over samples, summed in float64), learning rate, nodes_per_s, mb_read, hit_rate,
+        io_wait_share, rss, seconds, and where these went: read (waiting for minibatches), step, update. :meth:`fit`
+        adds each loss by itself, forward, backward, sample (drawing minibatches, beside the training if prefetched),
+        validation, and what was scheduled when the epoch began.
+    epoch, step, steps, total_steps : int
+        Where the run is: the present epoch, from 0; of its ``steps`` those that are done, and of all.
 
     Examples
     --------
+    >>> import gnncy
+    >>> from gnncy import nn, optim, training
+    >>> data = gnncy.datasets.make_sbm(300, 3, n_features=16, seed=0)
+    >>> model = nn.MLP([16, 32, 8], rng=0)
+    >>> trainer = training.Trainer(model, optim.Adam(model.parameters(), lr=0.01), seed=0, max_epochs=5)
+    >>> history = trainer.fit(training.GraphLoader(data.adjacency, data.features, batch_size=100))
+    >>> history[-1]["loss"] < history[0]["loss"]
+    True
+
+    With a step of your own:
+
     >>> import numpy as np
-    >>> from gnncy import nn, optim, storage, training
+    >>> from gnncy import storage
     >>> features = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     >>> model = nn.Linear(4, 4, rng=0)
     >>> trainer = training.Trainer(model, optim.Adam(model.parameters(), lr=0.01), seed=0, max_epochs=3)
@@ -66,19 +93,113 @@ class Trainer:
 
     def __init__(self, model, optimizer, *, seed: int, max_epochs: int, snapshots: SnapshotFolder | None = None,
                  snapshot_seconds: float = 20.0, fingerprint: dict | None = None,
-                 schedule: Callable[[float], float] | None = None, callbacks: Sequence = ()) -> None:
+                 schedule: Callable[[float], float] | ReduceOnPlateau | None = None, clip_norm: float | None = None,
+                 clip_value: float | None = None, callbacks: Sequence = ()) -> None:
         self.model, self.optimizer = model, optimizer
         self.seed, self.max_epochs = seed, max_epochs
         self.snapshots, self.snapshot_seconds = snapshots, snapshot_seconds
         self.fingerprint = fingerprint or {}
         self.schedule = schedule
+        if isinstance(schedule, ReduceOnPlateau) and schedule.optimizer is not optimizer:
+            raise ValueError("schedule must be a ReduceOnPlateau of the trainer's optimizer: "
+                             "ReduceOnPlateau(optimizer, ...)")
+        self.clip_norm = None if clip_norm is None else check_float(clip_norm, "clip_norm", above=0)
+        self.clip_value = None if clip_value is None else check_float(clip_value, "clip_value", above=0)
         self.callbacks = tuple(callbacks)
-        self.epoch, self.step, self.total_steps = 0, 0, 0
+        self.epoch, self.step, self.steps, self.total_steps = 0, 0, 0, 0
         self.history: list[dict] = []
         self._loss_sum, self._samples, self._stopped = 0.0, 0, False
+        self._part_sums: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._objective: Objective | None = None
         self._learning_rate = optimizer.lr
 
-    def run(self, batches: Callable[[int, int], Iterable], step: Callable, steps_per_epoch: int) -> list[dict]:
+    def fit(self, loader: GraphLoader, objective: Objective | None = None, *, schedules: Schedules | None = None,
+            validation: Callable[[Any], float | None] | GraphLoader | None = None, n_jobs: int | None = None
+            ) -> list[dict]:
+        """Train contrastively on a graph, from the last snapshot or from the start; returns the history.
+
+        Parameters
+        ----------
+        loader : GraphLoader
+        objective : Objective, optional
+            Default: symmetric InfoNCE.
+        schedules : Schedules, optional
+            Temperature, number of negatives and weights of the losses, in force at each step, and the difficulty up to
+            which nodes are trained, in force in an epoch from its beginning.
+        validation : callable or GraphLoader, optional
+            Measured at the end of each epoch: ``validation(model)``, with the model in evaluation mode, gives a number
+            (or None where it was not measured); of a loader the mean loss of its minibatches, always the same ones, by
+            the temperature and weights of ``objective`` as it was made. Stands in the record as ``validation``.
+        n_jobs : int, optional
+            Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does not
+            depend on it.
+
+        Raises
+        ------
+        ValueError
+            If the optimizer lacks a parameter of the model or decoder, or a difficulty is scheduled for a loader
+            that knows none.
+        FloatingPointError
+            If the loss becomes nan or infinite.
+        StorageError
+            If the snapshots belong to another run.
+        """
+        objective = Objective() if objective is None else objective
+        schedules = Schedules() if schedules is None else schedules
+        trained = {id(parameter) for parameter in self.optimizer.params}
+        for module in (self.model, objective.decoder):
+            if module is not None and not all(id(parameter) in trained for parameter in module.parameters()):
+                raise ValueError(f"optimizer must have all parameters of {type(module).__name__}, or they would not "
+                                 "be trained")
+        self._check_difficulty(loader, [schedules.at(epoch).difficulty for epoch in range(self.max_epochs)])
+        self._objective = objective
+
+        def batches(epoch: int, first: int):
+            return loader.batches(epoch, first, schedules.at(epoch).difficulty)
+
+        def step(batch, key: int):
+            with self._timed("forward"):
+                self.model.set_step_key(derive(key, "model"))
+                z = loader.encode(self.model, batch.batch, batch.features, derive(key, "augment"))
+                found = objective(_embedded(z, batch, loader, derive(key, "loss")),
+                                  schedules.at(self.epoch, self.step, self.steps))
+            with self._timed("backward"):
+                if found.gradient is not None:
+                    z.backward(found.gradient)
+                objective.learn()
+            return found.total, len(batch.batch.anchors), found.parts
+
+        def more(record: dict) -> None:
+            record["sample_seconds"] = loader.sample_seconds
+            record |= {name: value for name, value in schedules.at(self.epoch)._asdict().items()
+                       if value is not None and name != "loss_weights"}
+            if validation is not None:
+                self.model.eval()
+                with self._timed("validation"):
+                    record["validation"] = _held_out(self.model, validation, objective) if isinstance(
+                        validation, GraphLoader) else validation(self.model)
+                record["validation_seconds"] = self._seconds["validation"]
+                self.model.train()
+
+        with working_threads(n_jobs):
+            return self._run(batches, step, lambda epoch: loader.steps(schedules.at(epoch).difficulty), more)
+
+    @staticmethod
+    def _check_difficulty(loader: GraphLoader, difficulties: list[float | None]) -> None:
+        """Refuse a difficulty that chooses nothing; tell of nodes that it leaves out to the end."""
+        least = min((1.0 if difficulty is None else difficulty for difficulty in difficulties), default=1.0)
+        if least < 1 and loader.difficulty is None:
+            raise ValueError(f"nodes up to difficulty {least:g} are scheduled, but the loader knows no difficulties: "
+                             "give it difficulty=, for instance neighbor_difficulty(adjacency, features), or stages "
+                             "with difficulty=1")
+        easy = max((len(loader.included(difficulty)) for difficulty in difficulties), default=len(loader.anchors))
+        if left_out := len(loader.anchors) - easy:
+            log.warning("%d of %d nodes are never trained, being harder than any epoch's difficulty: train for more "
+                        "epochs, or shorten the curriculum", left_out, len(loader.anchors))
+
+    def run(self, batches: Callable[[int, int], Iterable], step: Callable,
+            steps_per_epoch: int | Callable[[int], int]) -> list[dict]:
         """Train from the last snapshot, or from the start, to the end; returns the history.
 
         Parameters
@@ -87,57 +208,112 @@ class Trainer:
             ``batches(epoch, first)`` gives an epoch's minibatches from number ``first`` on: an iterable with
             ``close()`` and ``statistics``, such as ``storage.HyperbatchIterator``.
         step : callable
-            ``step(batch, key)`` computes loss and gradients of one minibatch: ``(mean loss, samples)``.
-        steps_per_epoch : int
+            ``step(batch, key)`` computes loss and gradients of one minibatch: ``(mean loss, samples)``, and where you
+            like a dict of further means for the record.
+        steps_per_epoch : int or callable
+            Of an epoch, or ``steps_per_epoch(epoch)``.
         """
-        if self.snapshots is not None:
-            self._restore(self.snapshots)
-        self.model.train()
-        while self.epoch < self.max_epochs and not self._stopped:
-            self._run_epoch(batches, step, steps_per_epoch)
-        self.model.eval()
+        def steps(epoch: int) -> int:
+            return steps_per_epoch(epoch) if callable(steps_per_epoch) else steps_per_epoch
+
+        return self._run(batches, step, steps, lambda record: None)
+
+    def _run(self, batches, step, steps, more) -> list[dict]:
+        task = Task("fit", 0, self.max_epochs)
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                stack.callback(call_task_hooks, (callback,), "teardown", self, task)
+                call_task_hooks((callback,), "setup", self, task)
+            if self.snapshots is not None:
+                self._restore(self.snapshots)
+            call_task_hooks(self.callbacks, "on_fit_task_begin", self, task)
+            self.model.train()
+            while self.epoch < self.max_epochs and not self._stopped:
+                self._run_epoch(batches, step, steps(self.epoch), more, task)
+            self.model.eval()
+            call_task_hooks(self.callbacks, "on_fit_task_end", self, task)
         return self.history
 
-    def _run_epoch(self, batches, step, steps_per_epoch) -> None:
+    def _run_epoch(self, batches, step, steps: int, more, fit_task: Task) -> None:
         began = saved = time.monotonic()
-        samples_before = self._samples
+        samples_before, self.steps = self._samples, steps
+        self._seconds = {"read": 0.0, "step": 0.0, "update": 0.0}
+        task = Task("epoch", self.epoch, 0, fit_task, root_uuid=fit_task.root_uuid)
+        call_task_hooks(self.callbacks, "on_fit_task_begin", self, task)
         with closing(batches(self.epoch, self.step)) as epoch_batches:
-            for batch in epoch_batches:
+            for batch in self._timed_reads(epoch_batches):
                 key = derive(self.seed, "step", self.epoch, self.step)
-                if self.schedule is not None:
-                    done = (self.epoch * steps_per_epoch + self.step) / (self.max_epochs * steps_per_epoch)
+                if self.schedule is not None and not isinstance(self.schedule, ReduceOnPlateau):
+                    done = (self.epoch * steps + self.step) / (self.max_epochs * steps)
                     self.optimizer.lr = self._learning_rate * self.schedule(done)
                 self.optimizer.zero_grad()
-                loss, samples = step(batch, key)
+                with self._timed("step"):
+                    loss, samples, *parts = step(batch, key)
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss became {loss} in epoch {self.epoch + 1}, step {self.step + 1}; "
                                              "lower learning_rate or raise temperature")
-                self.optimizer.step()
+                info = {"epoch": self.epoch, "step": self.step + 1, "steps": steps, "loss": float(loss)}
+                with self._timed("update"):
+                    self._update(info)
                 self.step += 1
                 self.total_steps += 1
                 self._loss_sum += float(loss) * samples
+                for name, value in (parts[0] if parts else {}).items():
+                    self._part_sums[name] = self._part_sums.get(name, 0.0) + float(value) * samples
                 self._samples += samples
-                self._call("on_batch_end", {"epoch": self.epoch, "step": self.step, "steps": steps_per_epoch,
-                                            "loss": float(loss)})
+                self._call("on_batch_end", info)
                 if self.snapshots is not None and time.monotonic() - saved > self.snapshot_seconds:
                     self._save(self.snapshots)
                     saved = time.monotonic()
             statistics = epoch_batches.statistics
+        if not self._samples:
+            raise ValueError(f"epoch {self.epoch + 1} has no minibatches: there is no loss to speak of")
         seconds = time.monotonic() - began
         samples = self._samples - samples_before
-        record = {"epoch": self.epoch + 1, "loss": self._loss_sum / max(self._samples, 1), "seconds": seconds,
+        record = {"epoch": self.epoch + 1, "loss": self._loss_sum / self._samples, "seconds": seconds,
                   "nodes_per_s": samples / seconds if seconds else 0.0, "mb_read": statistics.bytes_read / 1e6,
                   "hit_rate": statistics.hit_rate,
-                  "io_wait_share": statistics.wait_seconds / seconds if seconds else 0.0, "rss": _memory.rss()}
+                  "io_wait_share": statistics.wait_seconds / seconds if seconds else 0.0, "rss": _memory.rss(),
+                  "learning_rate": self.optimizer.lr}
+        record |= {f"{name}_loss": total / self._samples for name, total in self._part_sums.items()}
+        record |= {f"{name}_seconds": spent for name, spent in self._seconds.items()}
+        more(record)
         self.history.append(record)
-        self.epoch, self.step, self._loss_sum, self._samples = self.epoch + 1, 0, 0.0, 0
+        self.epoch, self.step, self._loss_sum, self._samples, self._part_sums = self.epoch + 1, 0, 0.0, 0, {}
         left = (self.max_epochs - self.epoch) * seconds
         log.info("epoch %d/%d  loss %.4f  %.0f nodes/s  read %.0f MB  hit rate %.2f  I/O wait %.0f %%  RSS %s  "
                  "ETA %.0f s", self.epoch, self.max_epochs, record["loss"], record["nodes_per_s"], record["mb_read"],
                  record["hit_rate"], 100 * record["io_wait_share"], _memory.format_bytes(record["rss"]), left)
-        self._stopped = self._call("on_epoch_end", record)
+        if isinstance(self.schedule, ReduceOnPlateau):
+            validation = record.get("validation")
+            self.schedule.step(record["loss"] if validation is None else validation)
+        stop = call_task_hooks(self.callbacks, "on_fit_task_end", self, task)
+        self._stopped = self._call("on_epoch_end", record) or stop
         if self.snapshots is not None:
             self._save(self.snapshots)
+
+    def _update(self, info: dict) -> None:
+        self._call("on_backward_end", info)
+        if self.clip_value is not None:
+            clip_grad_value_(self.optimizer.params, self.clip_value)
+        if self.clip_norm is not None:
+            clip_grad_norm_(self.optimizer.params, self.clip_norm)
+        self.optimizer.step()
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - began
+
+    def _timed_reads(self, batches: Iterable) -> Iterator:
+        source = iter(batches)
+        while True:
+            with self._timed("read"):
+                batch = next(source, None)
+            if batch is None:
+                return
+            yield batch
 
     def _call(self, hook: str, info: dict) -> bool:
         stop = False
@@ -147,15 +323,29 @@ class Trainer:
                 stop = True
         return stop
 
+    def _stateful(self) -> dict[str, Any]:
+        """What a snapshot holds beside model and optimizer."""
+        named = {"objective": self._objective,
+                 "schedule": self.schedule if isinstance(self.schedule, ReduceOnPlateau) else None}
+        named |= {f"callback {i}": callback for i, callback in enumerate(self.callbacks)
+                  if hasattr(callback, "state_dict")}
+        return {name: part for name, part in named.items() if part is not None}
+
     def _save(self, snapshots: SnapshotFolder) -> None:
         # The arrays themselves, not copies: nothing changes them while they are written.
         arrays = {f"model/{name}": parameter.data for name, parameter in self.model.named_parameters()}
         arrays |= {f"optimizer/{slot}/{i}": x for slot, values in self.optimizer.state.items()
                    for i, x in enumerate(values)}
+        states: dict[str, dict] = {}
+        for name, part in self._stateful().items():
+            state = part.state_dict()
+            arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
+            states[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
         numbers = {"epoch": self.epoch, "step": self.step, "total_steps": self.total_steps,
-                   "loss_sum": self._loss_sum.hex(), "samples": self._samples, "stopped": self._stopped,
-                   "history": self.history, "fingerprint": self.fingerprint,
-                   "optimizer": self.optimizer.numbers()}
+                   "loss_sum": self._loss_sum.hex(), "samples": self._samples,
+                   "part_sums": {name: value.hex() for name, value in self._part_sums.items()},
+                   "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
+                   "optimizer": self.optimizer.numbers(), "states": states}
         snapshots.save(self.total_steps, arrays, numbers)
 
     def _restore(self, snapshots: SnapshotFolder) -> None:
@@ -174,5 +364,30 @@ class Trainer:
             slot: [arrays[f"optimizer/{slot}/{i}"] for i in range(count)] for slot in self.optimizer.slots})
         self.epoch, self.step, self.total_steps = numbers["epoch"], numbers["step"], numbers["total_steps"]
         self._loss_sum, self._samples = float.fromhex(numbers["loss_sum"]), numbers["samples"]
+        self._part_sums = {name: float.fromhex(value) for name, value in numbers.get("part_sums", {}).items()}
         self._stopped, self.history = numbers["stopped"], numbers["history"]
+        states = numbers.get("states", {})
+        for name, part in self._stateful().items():
+            if name not in states:
+                raise StorageError(f"the checkpoint in {snapshots.folder} has no state of {name}: it was taken by a "
+                                   "trainer without it; use the same objective and callbacks, or another folder")
+            own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
+            part.load_state_dict(states[name] | own)
         log.info("continuing after epoch %d, step %d", self.epoch, self.step)
+
+
+def _embedded(z, batch, loader: GraphLoader, key: int) -> Embedded:
+    return Embedded(z, batch.batch, batch.features[:len(batch.batch.seeds)], loader, key)
+
+
+def _held_out(model, loader: GraphLoader, objective: Objective) -> float:
+    """The mean loss of a loader's anchors, in the minibatches of its first epoch."""
+    total, count = 0.0, 0
+    with no_grad(), closing(loader.batches(epoch=0)) as batches:
+        for number, batch in enumerate(batches):
+            key = derive(loader.seed, "held out", number)
+            z = loader.encode(model, batch.batch, batch.features, key)
+            anchors = len(batch.batch.anchors)
+            total += anchors * objective.held_out(_embedded(z, batch, loader, key))
+            count += anchors
+    return total / count

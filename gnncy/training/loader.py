@@ -1,0 +1,395 @@
+"""Minibatches of a graph for contrastive training: anchors, their positives, negatives, edges and features."""
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from gnncy._check import check_array, check_choice, check_ids, check_int
+from gnncy._random import derive, seed_from, stream
+from gnncy._threads import working_threads
+from gnncy.graph import NeighborSampler, RandomWalks, SampledBatch, as_csr
+from gnncy.losses import GraphHardNegativeMiner, HardNegativeMiner, MinedNegatives
+from gnncy.nn import Module, Tensor, no_grad
+from gnncy.nn.ops import concatenate
+from gnncy.storage import HyperbatchIterator, as_storage
+
+POSITIVES = ("neighbors", "walks", "views")
+
+
+@dataclass(eq=False)
+class GraphBatch:
+    """One minibatch of :class:`GraphLoader`; positions in it are rows of what :meth:`GraphLoader.encode` gives.
+
+    Attributes
+    ----------
+    seeds : ndarray of int64, shape (s,)
+        The nodes to be embedded, ascending; row i of the embeddings is node ``seeds[i]``. With two views there are
+        2 s rows: the first view of all seeds, then the second.
+    anchors, positives : ndarray of int64, shape (b,)
+        Rows of the anchors and of their positives.
+    samples : tuple of SampledBatch
+        Neighbourhoods of the seeds, one a view; empty for encoders of single rows.
+    nodes : ndarray of int64
+        Whose features are needed.
+    adjacency : csr_array
+        The whole graph.
+    views : int
+        1 or 2.
+    """
+
+    seeds: np.ndarray
+    anchors: np.ndarray
+    positives: np.ndarray
+    samples: tuple[SampledBatch, ...]
+    nodes: np.ndarray
+    adjacency: csr_array
+    views: int = 1
+
+    @property
+    def last_view(self) -> int:
+        """The first row of the last view, which holds the positives and what negatives are mined from."""
+        return (self.views - 1) * len(self.seeds)
+
+    @property
+    def anchor_ids(self) -> np.ndarray:
+        """Node ids of the anchors."""
+        return self.seeds[self.anchors]
+
+    @property
+    def positive_ids(self) -> np.ndarray:
+        """Node ids of the positives."""
+        return self.seeds[self.positives - self.last_view]
+
+    @cached_property
+    def edges(self) -> csr_array:
+        """The part of the graph that lies between the seeds, of shape (s, s)."""
+        return csr_array(self.adjacency[self.seeds][:, self.seeds])
+
+    @cached_property
+    def false_negatives(self) -> np.ndarray:
+        """True where the positive of anchor k is known to be near anchor i; bool of shape (b, b).
+
+        It is a neighbour of the anchor, the anchor itself, or its positive.
+        """
+        ids, others = self.anchor_ids, self.positive_ids
+        near = self.edges[self.anchors][:, self.positives - self.last_view].toarray() != 0
+        return near | (ids[:, None] == others) | (others[:, None] == others)
+
+
+class GraphLoader:
+    """Minibatches of a graph for :meth:`Trainer.fit`.
+
+    Every epoch goes once through all anchors in a random order, in minibatches of nearly equal size. Each anchor comes
+    with a positive:
+
+    =============== ==================================================================================================
+    ``positives``   a node's positive
+    =============== ==================================================================================================
+    ``"neighbors"`` one of its neighbours
+    ``"walks"``     a node of a random walk from it, 1 to ``walk_length`` steps away
+    ``"views"``     itself: its features changed twice by ``augment``, and with ``fanouts`` two draws of its neighbours
+    =============== ==================================================================================================
+
+    A node without neighbours is its own positive.
+
+    Parameters
+    ----------
+    adjacency : sparse or dense array, shape (n, n)
+    features : storage, path-like or array, shape (n, d)
+        Dense rows, in memory or on disk.
+    batch_size : int
+        Anchors of a minibatch, at most.
+    fanouts : sequence of int, optional
+        For encoders of neighbourhoods: see :class:`~gnncy.graph.NeighborSampler`. The model is called as
+        ``model(blocks, x)``. Default: for encoders of single rows, called as ``model(x)``.
+    positives : {"neighbors", "walks", "views"}
+    walk_length : int
+        Of ``"walks"``.
+    augment : callable, optional
+        ``augment(x, key=key)`` gives a random view of rows of features; needed by ``"views"``.
+    negatives : HardNegativeMiner or GraphHardNegativeMiner, optional
+        Chooses negatives by the present embeddings, among the nodes of the minibatch. Default: all positives of the
+        other anchors.
+    candidates : int
+        With ``negatives``, nodes added to each minibatch for the miner to choose from: uniformly random ones, or, for a
+        :class:`~gnncy.losses.GraphHardNegativeMiner`, ends of random walks from the anchors, as long as its ring is
+        away.
+    exclude_neighbors : bool
+        Neighbours of an anchor are no negatives of it.
+    anchors : array of int or boolean mask, optional
+        Nodes that are trained; all by default.
+    difficulty : array of shape (n,), optional
+        How hard each node is, in 0..1: see :func:`neighbor_difficulty`. A curriculum trains nodes up to a difficulty.
+    buffer_bytes : int or str
+        Memory for reading features.
+    prefetch : bool
+        Draw and read the next minibatches in a thread. What comes does not depend on it.
+    seed : int or Generator
+        Seed of all draws. What a minibatch holds depends on it, the epoch and the number of the minibatch alone.
+
+    Notes
+    -----
+    With a :class:`~gnncy.losses.GraphHardNegativeMiner` the loader keeps a table with a row for each node, of the width
+    of the embeddings.
+
+    References
+    ----------
+    Hamilton, Ying and Leskovec, Inductive representation learning on large graphs, NeurIPS 2017.
+    Perozzi, Al-Rfou and Skiena, DeepWalk: online learning of social representations, KDD 2014.
+    Zhu et al., Deep graph contrastive representation learning (GRACE), 2020.
+
+    Examples
+    --------
+    >>> import gnncy
+    >>> from gnncy.training import GraphLoader
+    >>> data = gnncy.datasets.make_sbm(300, 3, n_features=16, seed=0)
+    >>> loader = GraphLoader(data.adjacency, data.features, batch_size=128)
+    >>> loader.steps()
+    3
+    >>> for result in loader.batches(epoch=0):
+    ...     batch = result.batch
+    ...     arcs = data.adjacency[batch.anchor_ids, batch.positive_ids] > 0
+    ...     print(len(batch.anchors), (arcs | (batch.anchor_ids == batch.positive_ids)).all())
+    100 True
+    100 True
+    100 True
+    """
+
+    def __init__(self, adjacency, features, *, batch_size: int = 512, fanouts=None, positives: str = "neighbors",
+                 walk_length: int = 5, augment: Callable | None = None,
+                 negatives: HardNegativeMiner | GraphHardNegativeMiner | None = None, candidates: int = 0,
+                 exclude_neighbors: bool = True, anchors=None, difficulty=None, buffer_bytes: int | str = "64MB",
+                 prefetch: bool = True, seed=0):
+        self.adjacency = as_csr(adjacency)
+        n = self.adjacency.shape[0]
+        self.features = as_storage(features)
+        if self.features.shape[0] != n:
+            raise ValueError(f"features must have one row for each of the {n} nodes, got shape {self.features.shape}")
+        self.batch_size = check_int(batch_size, "batch_size", 2)
+        self.positives = check_choice(positives, "positives", POSITIVES)
+        if augment is None and positives == "views":
+            raise ValueError("positives='views' needs augment: a function augment(x, key=key) that gives a random view "
+                             "of rows, for instance functools.partial(losses.drop_blocks, block=1, rate=0.3)")
+        self.augment = augment
+        if negatives is not None and not isinstance(negatives, (HardNegativeMiner, GraphHardNegativeMiner)):
+            raise TypeError(f"negatives must be a HardNegativeMiner or GraphHardNegativeMiner, got "
+                            f"{type(negatives).__name__}")
+        self.negatives = negatives
+        self.candidates = check_int(candidates, "candidates", 0)
+        if candidates and negatives is None:
+            raise ValueError("candidates are for a miner to choose from: pass negatives")
+        self.exclude_neighbors = bool(exclude_neighbors)
+        self.anchors = np.arange(n) if anchors is None else np.unique(check_ids(anchors, n, "anchors"))
+        if len(self.anchors) < 2:
+            raise ValueError(f"anchors must be at least 2 nodes, got {len(self.anchors)}")
+        self.difficulty = None if difficulty is None else _difficulty(difficulty, n)[self.anchors]
+        self.buffer_bytes, self.prefetch = buffer_bytes, bool(prefetch)
+        self.seed = seed_from(seed)
+        self.sample_seconds = 0.0  # spent on drawing minibatches since the epoch's begin
+        self._sampler = None if fanouts is None else NeighborSampler(self.adjacency, fanouts,
+                                                                     seed=derive(self.seed, "neighbors"))
+        steps = {"neighbors": 1, "walks": check_int(walk_length, "walk_length", 1), "views": 0}[positives]
+        self._walks = RandomWalks(self.adjacency, steps, seed=derive(self.seed, "positives")) if steps else None
+        self._table: np.ndarray | None = None
+
+    # -- what an epoch is made of
+
+    def included(self, difficulty: float | None = None) -> np.ndarray:
+        """The anchors up to a difficulty, at least two; all without one."""
+        if difficulty is None or self.difficulty is None:
+            return self.anchors
+        easy = self.difficulty <= difficulty
+        if easy.sum() < 2:
+            easy[np.argsort(self.difficulty, kind="stable")[:2]] = True
+        return self.anchors[easy]
+
+    def steps(self, difficulty: float | None = None) -> int:
+        """Minibatches of an epoch of the anchors up to a difficulty."""
+        count = len(self.included(difficulty))
+        return min(-(-count // self.batch_size), count // 2)
+
+    def batches(self, epoch: int, first: int = 0, difficulty: float | None = None) -> HyperbatchIterator:
+        """The minibatches of an epoch, with features.
+
+        Parameters
+        ----------
+        epoch : int
+            Key of the draws.
+        first : int
+            Number of the minibatch to begin with.
+        difficulty : float, optional
+            Of the hardest anchors.
+
+        Returns
+        -------
+        HyperbatchIterator
+            Of results whose ``batch`` is a :class:`GraphBatch`, and whose ``features`` are those of its ``nodes``.
+        """
+        return HyperbatchIterator(self.features, self._draw(epoch, first, difficulty), buffer_bytes=self.buffer_bytes,
+                                  prefetch=self.prefetch)
+
+    def _draw(self, epoch: int, first: int, difficulty: float | None) -> Iterator[GraphBatch]:
+        began = time.perf_counter()
+        self.sample_seconds = 0.0
+        anchors, steps = self.included(difficulty), self.steps(difficulty)
+        order = stream(self.seed, "order", epoch).permutation(anchors)
+        for number in range(first, steps):
+            chosen = order[number * len(order) // steps:(number + 1) * len(order) // steps]
+            batch = self._batch(chosen, epoch, number)
+            self.sample_seconds += time.perf_counter() - began
+            yield batch
+            began = time.perf_counter()
+
+    def _batch(self, anchors: np.ndarray, epoch: int, number: int) -> GraphBatch:
+        positives = anchors if self._walks is None else self._positives(self._walks, anchors, epoch, number)
+        seeds, place = np.unique(np.concatenate([anchors, positives, self._candidates(anchors, epoch, number)]),
+                                 return_inverse=True)
+        rows, others = place[:len(anchors)], place[len(anchors):2 * len(anchors)]
+        views = 2 if self._walks is None else 1
+        samples = () if self._sampler is None else tuple(
+            self._sampler.sample(seeds, epoch=epoch, batch=views * number + view) for view in range(views))
+        nodes = np.concatenate([sample.nodes for sample in samples]) if samples else seeds
+        return GraphBatch(seeds, rows, others + (views - 1) * len(seeds), samples, nodes, self.adjacency, views)
+
+    def _positives(self, walks: RandomWalks, anchors: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        visited = walks.sample(anchors, epoch=epoch, batch=number)
+        steps = stream(self.seed, "steps", epoch, number).integers(1, walks.length + 1, len(anchors))
+        chosen = visited[np.arange(len(anchors)), steps]
+        return np.where(chosen == anchors, visited[:, 1], chosen)  # a walk may come back
+
+    def _candidates(self, anchors: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        if not self.candidates:
+            return anchors[:0]
+        draw = stream(self.seed, "candidates", epoch, number)
+        if not isinstance(self.negatives, GraphHardNegativeMiner):
+            return draw.integers(0, self.adjacency.shape[0], self.candidates)
+        low, high = self.negatives.min_distance, self.negatives.max_distance
+        walks = RandomWalks(self.adjacency, high, -(-self.candidates // len(anchors)), seed=derive(self.seed, "ring"))
+        # By number, so that each anchor has its first walk before any has its second.
+        visited = walks.sample(anchors, epoch=epoch, batch=number).reshape(len(anchors), walks.n_walks, high + 1)
+        visited = visited.transpose(1, 0, 2).reshape(-1, high + 1)[:self.candidates]
+        return visited[np.arange(len(visited)), draw.integers(low, high + 1, len(visited))]
+
+    # -- what a step does with a minibatch
+
+    def encode(self, model: Module, batch: GraphBatch, features: np.ndarray, key: int | None = None) -> Tensor:
+        """Embeddings of a minibatch's seeds, with two views twice as many.
+
+        Parameters
+        ----------
+        model : Module
+        batch : GraphBatch
+        features : array, shape (len(batch.nodes), d)
+        key : int, optional
+            Of the augmentation; without one there is none.
+
+        Returns
+        -------
+        Tensor
+        """
+        if not batch.samples:
+            return model(Tensor(np.concatenate([self._view(features, key, view) for view in range(batch.views)])))
+        out, start = [], 0
+        for view, sample in enumerate(batch.samples):
+            rows = self._view(features[start:start + len(sample.nodes)], key, view)
+            out.append(model(sample.blocks, Tensor(rows)))
+            start += len(sample.nodes)
+        return out[0] if len(out) == 1 else concatenate(out)
+
+    def _view(self, rows: np.ndarray, key: int | None, view: int) -> np.ndarray:
+        return rows if self.augment is None or key is None else self.augment(rows, key=derive(key, "view", view))
+
+    def mine(self, batch: GraphBatch, embeddings: np.ndarray, *, n_negatives: int | None = None, key: int = 0
+             ) -> MinedNegatives:
+        """Negatives of a minibatch's anchors, by the loader's miner, else uniform among its nodes.
+
+        Parameters
+        ----------
+        batch : GraphBatch
+        embeddings : array
+            From :meth:`encode`.
+        n_negatives : int, optional
+            In place of the miner's.
+        key : int
+            Of the draws.
+
+        Returns
+        -------
+        MinedNegatives
+            ``indices`` are rows of ``embeddings``.
+        """
+        miner = copy.copy(self.negatives) or HardNegativeMiner("random", seed=derive(self.seed, "negatives"))
+        if n_negatives is not None:
+            miner.n_negatives = n_negatives
+        begin = batch.last_view
+        rows = embeddings[begin:begin + len(batch.seeds)]
+        ids = batch.anchor_ids
+        if isinstance(miner, HardNegativeMiner):
+            mined = miner.mine(embeddings[batch.anchors], embeddings[batch.positives], rows, anchor_ids=ids,
+                               positive_ids=batch.positive_ids, candidate_ids=batch.seeds, key=key,
+                               exclude=self.adjacency if self.exclude_neighbors else None)
+            indices = mined.indices
+        else:
+            table = self._rows_by_node(rows)
+            table[batch.seeds] = rows
+            try:
+                mined = miner.mine(table, ids, positive_ids=batch.positive_ids, key=key)
+            finally:
+                table[batch.seeds] = np.nan
+            indices = np.searchsorted(batch.seeds, mined.indices)
+        return MinedNegatives(np.where(mined.mask, indices + begin, -1), mined.mask, mined.similarities, mined.n_hard)
+
+    def _rows_by_node(self, rows: np.ndarray) -> np.ndarray:
+        """A table of nan, which the miner passes over."""
+        shape = (self.adjacency.shape[0], rows.shape[1])
+        if self._table is None or self._table.shape != shape or self._table.dtype != rows.dtype:
+            self._table = np.full(shape, np.nan, rows.dtype)
+        return self._table
+
+    def embed(self, model: Module, nodes=None, *, n_jobs: int | None = None) -> np.ndarray:
+        """Embeddings of nodes, without augmentation.
+
+        Parameters
+        ----------
+        model : Module
+            Called as in training.
+        nodes : array of int or boolean mask, optional
+            Distinct nodes; all by default.
+        n_jobs : int, optional
+            Threads, as in :meth:`Trainer.fit`.
+
+        Returns
+        -------
+        ndarray, shape (k, d)
+            With ``fanouts`` by one fixed draw of neighbours.
+        """
+        n = self.adjacency.shape[0]
+        ids = np.arange(n) if nodes is None else check_ids(nodes, n, "nodes")
+        none = ids[:0]
+
+        def parts():
+            for number, first in enumerate(range(0, len(ids), self.batch_size)):
+                seeds = ids[first:first + self.batch_size]
+                samples = () if self._sampler is None else (self._sampler.sample(seeds, batch=number),)
+                yield GraphBatch(seeds, none, none, samples, samples[0].nodes if samples else seeds, self.adjacency)
+
+        training = model.training
+        model.eval()
+        with working_threads(n_jobs), no_grad(), HyperbatchIterator(
+                self.features, parts(), buffer_bytes=self.buffer_bytes, prefetch=self.prefetch) as read:
+            out = [self.encode(model, result.batch, result.features).data for result in read]
+        model.train(training)
+        return np.concatenate(out)
+
+
+def _difficulty(difficulty, n: int) -> np.ndarray:
+    array = check_array(difficulty, "difficulty", ndim=1, dtype=np.float64)
+    if len(array) != n or array.min() < 0 or array.max() > 1:
+        raise ValueError(f"difficulty must have one number in 0..1 for each of the {n} nodes, got shape {array.shape} "
+                         f"with {array.min():g} to {array.max():g}; scale it, for example by rank: "
+                         "scipy.stats.rankdata(x) / len(x)")
+    return array
