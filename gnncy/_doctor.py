@@ -103,6 +103,10 @@ def text(found: dict[str, Any]) -> str:
         ("disk", f"{found['disk']['path']}: {found['disk']['file_system'] or 'unknown file system'}, "
                  f"{size(found['disk']['free'])} free"),
     ]
+    if model := found["disk"].get("model"):
+        rows.append(("disk costs", f"{1e6 * model['operation_seconds']:.3g} us an operation, "
+                     f"reads {size(model['read_bandwidth'])}/s, writes {size(model['write_bandwidth'])}/s, best with "
+                     f"{model['threads']} requests in flight ({model['origin']})"))
     rows += list(found["environment"].items())
     rows += [("advice", line) for line in found["advice"]]
     width = max(len(name) for name, _ in rows)

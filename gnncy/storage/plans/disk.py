@@ -91,11 +91,11 @@ class DiskModel:
             number, unit = re.fullmatch(r"([\d.eE+-]+)([nuµm]?s)", given.pop("operation")).groups()  # type: ignore[union-attr]
             rates = [parse_bytes(given.pop(key).removesuffix("/s"), key) for key in ("read", "write")]
             if given:
-                raise ValueError(f"unknown: {', '.join(given)}")
+                raise ValueError
             return cls(float(number) * _TIMES[unit], *rates, threads=threads)
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{name} must be of the form 'operation=14.4us,read=3.5GB/s,write=2.6GB/s,threads=16', "
-                             f"got {text!r} ({error!r})") from None
+                             f"got {text!r}") from None
 
     def __str__(self) -> str:
         seconds = self.operation_seconds
