@@ -51,6 +51,36 @@ class Gather(OnDisk):
         return spent.bytes_read / spent.bytes_requested
 
 
+class Direct(OnDisk):
+    """Past the page cache: random rows, and a pass in blocks."""
+
+    params = [[True, False]]
+    param_names = ["direct"]
+
+    def setup(self, direct):
+        n = 20_000 if os.environ.get("GNNCY_BENCH") == "quick" else 400_000
+        rng = np.random.default_rng(0)
+        FeatureStorage.from_array(rng.random((n, 128), dtype=np.float32), self.make()).close()
+        self.store = FeatureStorage(os.path.join(self.folder, "features.npy"), direct=direct)
+        self.ids = rng.choice(n, n // 100, replace=False)
+
+    def time_gather(self, direct):
+        self.store.read_batch(self.ids)
+
+    def time_pass(self, direct):
+        for _ in self.store.iter_rows(32_768, read_ahead=1, reuse=True):
+            pass
+
+    def peakmem_pass(self, direct):
+        for _ in self.store.iter_rows(32_768, read_ahead=1, reuse=True):
+            pass
+
+    def track_operations_of_a_gather(self, direct):
+        before = self.store.stats.snapshot()
+        self.store.read_batch(self.ids)
+        return (self.store.stats - before).operations
+
+
 class Streaming(OnDisk):
     """Writing a file and reading all of it in blocks."""
 

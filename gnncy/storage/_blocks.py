@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -220,21 +220,21 @@ class BlockFile:
             return
         begun = time.perf_counter()
         data = out.reshape(-1).view(np.uint8)
-        status, offset = self._read(start, length, place, data, in_flight)
-        if status == errno.EINVAL and self.direct:  # some file systems take the flag and refuse the reads
-            self.direct = False
+        direct = self.direct
+        status, offset = self._read(direct, start, length, place, data, in_flight)
+        if status == errno.EINVAL and direct:  # some file systems take the flag and refuse the reads
+            self.direct = direct = False
             self._advise("POSIX_FADV_RANDOM")
-            status, offset = self._read(start, length, place, data, in_flight)
-        if self._passing and not self.direct:
+            status, offset = self._read(direct, start, length, place, data, in_flight)
+        if self._passing and not direct:
             self.drop(int(start[0]), int(start[-1] + length[-1] - start[0]))
         self.stats.add(bytes_requested=int(length.sum()), seconds=time.perf_counter() - begun)
         if status:
             raise io_error(self.path, status, offset, "reading")
 
-    def _read(self, start, length, place, data, in_flight) -> tuple[int, int]:
+    def _read(self, direct, start, length, place, data, in_flight) -> tuple[int, int]:
         """Status and, of a failure, the byte."""
-        pages = self.direct
-        fd = self._aligned_fd if pages else self.fd
+        fd = self._aligned_fd if direct else self.fd
         samples = 0 if self._passing else min(SAMPLES, len(start))
         if samples and blockio.cached(fd, start, samples) == samples:
             longest = min(CACHED_RUN, MAX_RUN)
@@ -251,7 +251,7 @@ class BlockFile:
 
         def work() -> None:
             report = np.zeros(3, np.int64)
-            status = blockio.read_runs(fd, pages, start, length, place, first, runs, ticket, grain, MAX_CALL,
+            status = blockio.read_runs(fd, direct, start, length, place, first, runs, ticket, grain, MAX_CALL,
                                        arena(), data, report)
             self.stats.add(bytes_read=int(report[0]), operations=int(report[1]))
             if status:
@@ -326,6 +326,9 @@ def together(work: Callable[[], None], threads: int, cancel: Callable[[], None])
 
     ``cancel`` makes the others end early; it is called if an exception (an interrupt, too) comes up here.
     """
+    if threads <= 1:
+        work()
+        return
     helpers: list[Future] = []
     try:
         for _ in range(threads - 1):

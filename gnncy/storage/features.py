@@ -9,7 +9,6 @@ import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +21,8 @@ from gnncy._memory import available, format_bytes
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage._blocks import (
     PAGE,
-    IOStatistics,
     BlockFile,
+    IOStatistics,
     ahead,
     ascending,
     direct_empty,
@@ -108,7 +107,7 @@ class FeatureStorage:
         self.path = Path(path)
         self.mode = check_choice(mode, "mode", ("r", "r+"))
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
-        self._reading = {"direct": direct, "disk": disk}
+        self._direct, self._disk = direct, disk
         self.stats = IOStatistics()
         self._writer = os.getpid() if mode == "r+" else 0
         self._dirty = False
@@ -118,8 +117,8 @@ class FeatureStorage:
     def _attach(self) -> None:
         """Open and validate the file; sets everything that depends on what it holds."""
         writes = self._writer == os.getpid()
-        opened = BlockFile(self.path, os.O_RDWR if writes else os.O_RDONLY, io_threads=self.io_threads,
-                           stats=self.stats, **self._reading)
+        opened = BlockFile(self.path, os.O_RDWR if writes else os.O_RDONLY, direct=self._direct, disk=self._disk,
+                           io_threads=self.io_threads, stats=self.stats)
         try:
             if writes:
                 _lock(opened.fd, self.path)
@@ -365,12 +364,12 @@ class FeatureStorage:
         """
         step = min(_chunk_rows(chunk_rows, self.dim, self.dtype), self.n_nodes)
         depth = check_int(read_ahead, "read_ahead", 0)
-        own = [self._target(None, step) for _ in range(depth + 1)] if reuse else None
+        own = [self._target(None, step) for _ in range(depth + 1)] if reuse else []
 
         def block(k: int) -> np.ndarray:
             start = k * step
             stop = min(start + step, self.n_nodes)
-            rows = self.read_rows(start, stop, own and own[k % len(own)][:stop - start])
+            rows = self.read_rows(start, stop, own[k % len(own)][:stop - start] if own else None)
             if drop_cache:
                 self._opened().drop(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes)
             return rows
@@ -516,7 +515,8 @@ class FeatureStorage:
             self.close()
 
     def __reduce__(self):
-        return _reopen, (os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, **self._reading})
+        return _reopen, (os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, "direct": self._direct,
+                                                                 "disk": self._disk})
 
 
 def _reopen(path, mode, options):

@@ -18,8 +18,8 @@ from gnncy._memory import format_bytes
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import (
     PAGE,
-    IOStatistics,
     BlockFile,
+    IOStatistics,
     ascending,
     npy_header,
     read_npy_header,
@@ -83,7 +83,7 @@ class SparseFeatureStorage:
         self._files: tuple[BlockFile, BlockFile] | None = None
         self.path = Path(path)
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
-        self._reading = {"direct": direct, "disk": disk}
+        self._direct, self._disk = direct, disk
         self.stats = IOStatistics()
         self._attaching = threading.Lock()
         meta = _read_meta(self.path)
@@ -107,7 +107,8 @@ class SparseFeatureStorage:
 
     def _attach(self) -> None:
         def opened(name: str) -> BlockFile:
-            return BlockFile(self.path / name, io_threads=self.io_threads, stats=self.stats, **self._reading)
+            return BlockFile(self.path / name, direct=self._direct, disk=self._disk, io_threads=self.io_threads,
+                             stats=self.stats)
 
         first = opened("indices.npy")
         try:
@@ -288,7 +289,8 @@ class SparseFeatureStorage:
             self.close()
 
     def __reduce__(self):
-        return _reopen, (os.path.abspath(self.path), {"io_threads": self.io_threads, **self._reading})
+        return _reopen, (os.path.abspath(self.path), {"io_threads": self.io_threads, "direct": self._direct,
+                                                      "disk": self._disk})
 
 
 _META = "meta.json"

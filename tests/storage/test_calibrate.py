@@ -119,10 +119,12 @@ def test_the_variable_is_believed(tmp_path, monkeypatch, measured):
         assert store._file.disk == DiskModel(1, 1, 1)
 
 
-@pytest.mark.parametrize("text", ["fast", "operation=14us", "operation=14us,read=1GB/s", "operation=14,read=1GB/s,write=1GB/s",
-                                  "operation=1us,read=quick,write=1GB/s", "operation=1us,read=1GB/s,write=1GB/s,threads=0",
-                                  "operation=1us,read=1GB/s,write=1GB/s,colour=3", "operation=1us,read=1GB/s,write=-1GB/s",
-                                  "operation=1us,read=1GB/s,write=1GB/s,threads=many"])
+@pytest.mark.parametrize("text", ["fast", "operation=14us", "operation=14us,read=1GB/s",
+                                  "operation=14,read=1GB/s,write=1GB/s", "operation=1us,read=quick,write=1GB/s",
+                                  "operation=1us,read=1GB/s,write=-1GB/s",
+                                  "operation=1us,read=1GB/s,write=1GB/s,threads=0",
+                                  "operation=1us,read=1GB/s,write=1GB/s,threads=many",
+                                  "operation=1us,read=1GB/s,write=1GB/s,colour=3"])
 def test_bad_text_is_a_clear_error(tmp_path, monkeypatch, text):
     monkeypatch.setenv("GNNCY_DISK", text)
     for call in (calibrate, known_disk):

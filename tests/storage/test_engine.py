@@ -310,7 +310,8 @@ def test_a_failed_call_is_raised_with_file_offset_and_cause(folder, direct):
         os.close(other)
         for _ in range(5):
             with pytest.raises(StorageError, match="while reading at byte") as caught:
-                file.gather(np.arange(0, 500, 7) * PAGE, np.full(72, 100), np.arange(72) * 100, np.zeros(7200, np.uint8))
+                file.gather(np.arange(0, 500, 7) * PAGE, np.full(72, 100), np.arange(72) * 100,
+                            np.zeros(7200, np.uint8))
             assert caught.value.errno == errno.EISDIR and caught.value.filename == str(path)
     assert len(io_threads()) <= _blocks.IN_FLIGHT
 

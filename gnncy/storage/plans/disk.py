@@ -89,10 +89,10 @@ class DiskModel:
             given = dict(part.split("=") for part in text.replace(" ", "").split(","))
             threads = int(given.pop("threads", 16))
             number, unit = re.fullmatch(r"([\d.eE+-]+)([nuµm]?s)", given.pop("operation")).groups()  # type: ignore[union-attr]
-            rates = [parse_bytes(given.pop(key).removesuffix("/s"), key) for key in ("read", "write")]
+            read, write = (parse_bytes(given.pop(key).removesuffix("/s"), key) for key in ("read", "write"))
             if given:
                 raise ValueError
-            return cls(float(number) * _TIMES[unit], *rates, threads=threads)
+            return cls(float(number) * _TIMES[unit], read, write, threads)
         except (ValueError, KeyError, AttributeError, TypeError):
             raise ValueError(f"{name} must be of the form 'operation=14.4us,read=3.5GB/s,write=2.6GB/s,threads=16', "
                              f"got {text!r}") from None
@@ -246,14 +246,20 @@ def _measure(path: Path) -> DiskModel:
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
             offsets = rng.permutation(size // nbytes)[:_MOST] * nbytes
-            return _burst(fd, path, np.tile(offsets, 1 if not direct else -(-_MOST // len(offsets))), nbytes, threads)[0]
+            if direct:
+                offsets = np.tile(offsets, -(-_MOST // len(offsets)))
+            return _burst(fd, path, offsets, nbytes, threads)[0]
 
         rates = {threads: reads(PAGE, threads) for threads in _IN_FLIGHT}
         threads = next(threads for threads in _IN_FLIGHT if rates[threads] >= 0.9 * max(rates.values()))
         bandwidth = ARENA * reads(ARENA, threads)
         operation = max(1 / rates[threads] - PAGE / bandwidth, 1e-9)
-        return DiskModel(*(float(f"{value:.3g}") for value in (operation, bandwidth, write_bandwidth or bandwidth)),
-                         threads=threads, origin=", ".join(["measured", *notes]))
+        return DiskModel(_rounded(operation), _rounded(bandwidth), _rounded(write_bandwidth or bandwidth), threads,
+                         ", ".join(["measured", *notes]))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
 
 
 def _open(path: Path, flags: int, stack: ExitStack) -> tuple[int, bool]:
