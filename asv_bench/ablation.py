@@ -1,10 +1,10 @@
 """``python -m asv_bench.ablation``: what each optional technique of training does to the accuracy of a linear probe.
 
-Every variant trains the same encoder from the same weights through ``Trainer.fit`` for the same number of epochs, changes
-one thing, and is scored on the same split. Graphs are read from ``NAME.npz`` in the folder ``--data``: CSR arrays
-``adj_indptr`` and ``adj_indices``, features ``x`` or ``x_indptr``, ``x_indices``, ``x_data``, ``x_shape``, labels ``y``,
-and ``train_idx``, ``val_idx``, ``test_idx`` or masks of splits. One whose file is missing is left out. ``wordnet`` is a part
-of the embedded data set.
+Every variant trains the same encoder from the same weights through ``Trainer.fit`` for the same number of epochs,
+changes one thing, and is scored on the same split. Graphs are read from ``NAME.npz`` in the folder ``--data``: CSR
+arrays ``adj_indptr`` and ``adj_indices``; features ``x``, or ``x_indptr``, ``x_indices``, ``x_data`` and ``x_shape``;
+labels ``y``; ``train_idx``, ``val_idx`` and ``test_idx``, or masks of splits. One whose file is missing is left out.
+``wordnet`` is a part of the embedded data set.
 """
 import argparse
 import json

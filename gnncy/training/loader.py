@@ -75,9 +75,15 @@ class GraphBatch:
 
         It is a neighbour of the anchor, the anchor itself, or its positive.
         """
-        ids, others = self.anchor_ids, self.positive_ids
-        near = self.edges[self.anchors][:, self.positives - self.last_view].toarray() != 0
-        return near | (ids[:, None] == others) | (others[:, None] == others)
+        count, positives = len(self.anchors), self.positives - self.last_view
+        near, each = self.edges[self.anchors], np.arange(count)
+        rows = np.concatenate([np.repeat(each, np.diff(near.indptr)), each, each])
+        columns = np.concatenate([near.indices, self.anchors, positives])
+        seeds = csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=(count, len(self.seeds)))
+        whose = csr_array((np.ones(count, np.float32), (positives, each)), shape=(len(self.seeds), count))
+        mask = np.zeros((count, count), bool)
+        mask[(seeds @ whose).nonzero()] = True
+        return mask
 
 
 class GraphLoader:
