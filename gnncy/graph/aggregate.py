@@ -7,11 +7,11 @@ from gnncy._threads import run_pieces
 from gnncy.graph.sampler import Block
 
 _ROWS = 2048  # rows of a piece
-_REDUCES = ("sum", "mean")
+_REDUCES = ("sum", "mean", "max")
 
 
 def aggregate(graph, x, *, reduce: str = "mean", weighted: bool = False, out=None) -> np.ndarray:
-    r"""Sum or mean of each node's neighbours: :math:`y_i = c_i \sum_{j \in N(i)} w_{ij} x_j`.
+    r"""Sum, mean or maximum of each node's neighbours: :math:`y_i = c_i \sum_{j \in N(i)} w_{ij} x_j`.
 
     Parameters
     ----------
@@ -19,11 +19,11 @@ def aggregate(graph, x, *, reduce: str = "mean", weighted: bool = False, out=Non
         Row i holds the weights of i's neighbours; a whole graph is square, n_dst = n_src = n.
     x : array, shape (n_src, d)
         float64 is kept, everything else is computed in float32. Values are not checked to be finite.
-    reduce : {"sum", "mean"}
+    reduce : {"sum", "mean", "max"}
         ``"sum"``: c = 1. ``"mean"``: c = 1 / (sum of w over the neighbours), or 0 where that sum is 0, so
-        that a mean over no neighbours is 0.
+        that a mean over no neighbours is 0. ``"max"``: the largest x of each column, 0 without neighbours.
     weighted : bool
-        Weigh neighbours by the graph's weights; otherwise every w is 1.
+        Weigh neighbours by the graph's weights; otherwise every w is 1. Not with ``"max"``.
     out : ndarray, shape (n_dst, d), optional
         Where to write the result: C-contiguous, of the type of the result, apart from ``x``.
 
@@ -46,13 +46,18 @@ def aggregate(graph, x, *, reduce: str = "mean", weighted: bool = False, out=Non
     """
     block = _as_block(graph)
     x = _rows(x, "x", block.n_src)
-    check_choice(reduce, "reduce", _REDUCES)
+    _check_reduce(reduce, weighted)
+    if reduce == "max":
+        return _run_rows(kernels.maximum, block, x, out=_result(block.n_dst, out, x))
     weights = _weights(block, x.dtype) if weighted else None
     return _product(block, weights, x, _scale(block, reduce, weights, x.dtype), out)
 
 
-def aggregate_grad(graph, grad, *, reduce: str = "mean", weighted: bool = False, out=None) -> np.ndarray:
+def aggregate_grad(graph, grad, *, reduce: str = "mean", weighted: bool = False, x=None, result=None,
+                   out=None) -> np.ndarray:
     r"""Gradient of :func:`aggregate` with respect to ``x``: :math:`\bar x_j = \sum_i c_i w_{ij} \bar y_i`.
+
+    That of a maximum is shared equally by all neighbours that reach it.
 
     Parameters
     ----------
@@ -63,6 +68,8 @@ def aggregate_grad(graph, grad, *, reduce: str = "mean", weighted: bool = False,
         Gradient with respect to the result of :func:`aggregate`.
     reduce, weighted
         As given to :func:`aggregate`.
+    x, result : array, shape (n_src, d) and (n_dst, d)
+        What :func:`aggregate` was given and returned; needed for ``"max"`` alone.
     out : ndarray, shape (n_src, d), optional
         Where to write the result: C-contiguous, of the type of the result, apart from ``grad``.
 
@@ -80,8 +87,14 @@ def aggregate_grad(graph, grad, *, reduce: str = "mean", weighted: bool = False,
     """
     block = _as_block(graph)
     grad = _rows(grad, "grad", block.n_dst)
-    check_choice(reduce, "reduce", _REDUCES)
+    _check_reduce(reduce, weighted)
     back = block.transposed()
+    if reduce == "max":
+        if x is None or result is None:
+            raise ValueError("the gradient of a maximum needs x and result: what aggregate was given and returned")
+        x, result = _rows(x, "x", block.n_src), _rows(result, "result", block.n_dst)
+        shares = _run_rows(kernels.share, block, x, result, grad, out=np.empty_like(grad))
+        return _run_rows(kernels.maximum_grad, back, x, result, shares, out=_result(block.n_src, out, grad))
     weights = _weights(back, grad.dtype) if weighted else None
     if reduce == "mean":
         forward = _weights(block, grad.dtype) if weighted else None
@@ -147,22 +160,33 @@ def _scale(block: Block, reduce: str, weights: np.ndarray | None, dtype) -> np.n
     return np.divide(1, total, out=np.zeros_like(total), where=total != 0)
 
 
-def _product(block: Block, weights, x: np.ndarray, scale: np.ndarray, out=None) -> np.ndarray:
-    shape = (block.n_dst, x.shape[1])
+def _check_reduce(reduce: str, weighted: bool) -> None:
+    check_choice(reduce, "reduce", _REDUCES)
+    if reduce == "max" and weighted:
+        raise ValueError("a maximum takes no weights; give weighted=False or another reduce")
+
+
+def _result(n: int, out, x: np.ndarray) -> np.ndarray:
+    """The array to write n rows to: ``out``, if it is given and fits."""
+    shape = (n, x.shape[1])
     if out is None:
-        out = np.empty(shape, x.dtype)
-    elif not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (shape, x.dtype) or not out.flags.c_contiguous:
+        return np.empty(shape, x.dtype)
+    if not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (shape, x.dtype) or not out.flags.c_contiguous:
         raise ValueError(f"out must be a C-contiguous array of shape {shape} and dtype {x.dtype}, got "
                          f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}")
-    elif not out.flags.writeable or np.may_share_memory(out, x):
+    if not out.flags.writeable or np.may_share_memory(out, x):
         raise ValueError("out must be writable and must not overlap the input")
+    return out
 
-    def work(start: int, stop: int) -> None:
-        if weights is None:
-            kernels.gather_sum(block.indptr, block.indices, x, scale, start, stop, out)
-        else:
-            kernels.weighted_sum(block.indptr, block.indices, weights, x, scale, start, stop, out)
 
+def _product(block: Block, weights, x: np.ndarray, scale: np.ndarray, out=None) -> np.ndarray:
+    out = _result(block.n_dst, out, x)
+    if weights is None:
+        return _run_rows(kernels.gather_sum, block, x, scale, out=out)
+    return _run_rows(kernels.weighted_sum, block, weights, x, scale, out=out)
+
+
+def _run_rows(kernel, block: Block, *arrays, out: np.ndarray) -> np.ndarray:
     if out.size:
-        run_pieces(work, block.n_dst, _ROWS)
+        run_pieces(lambda start, stop: kernel(block.indptr, block.indices, *arrays, start, stop, out), len(out), _ROWS)
     return out

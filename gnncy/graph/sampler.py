@@ -37,6 +37,7 @@ class Block:
     edges: np.ndarray | None = None
     weights: np.ndarray | None = None
     _transposed: "Block | None" = field(default=None, init=False, repr=False)
+    _places: np.ndarray | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_csr(cls, adjacency) -> "Block":
@@ -58,13 +59,24 @@ class Block:
     def transposed(self) -> "Block":
         """The block with every arc reversed, sources in rising order; computed once and kept."""
         if self._transposed is None:
-            indptr = np.zeros(self.n_src + 1, self.indptr.dtype)
-            indices, places = np.empty_like(self.indices), np.empty_like(self.indices)
-            traversal.transpose(self.indptr, self.indices, indptr, indices, places)
-            self._transposed = Block(indptr, indices, self.n_dst, self.n_src,
-                                     None if self.edges is None else self.edges[places],
-                                     None if self.weights is None else self.weights[places])
+            self._reverse()
+        assert self._transposed is not None
         return self._transposed
+
+    def places(self) -> np.ndarray:
+        """Where each arc of :meth:`transposed` stands in this block; computed once and kept."""
+        if self._places is None:
+            self._places = self._reverse()
+        return self._places
+
+    def _reverse(self) -> np.ndarray:
+        indptr = np.zeros(self.n_src + 1, self.indptr.dtype)
+        indices, places = np.empty_like(self.indices), np.empty_like(self.indices)
+        traversal.transpose(self.indptr, self.indices, indptr, indices, places)
+        self._transposed = Block(indptr, indices, self.n_dst, self.n_src,
+                                 None if self.edges is None else self.edges[places],
+                                 None if self.weights is None else self.weights[places])
+        return places
 
 
 @dataclass(slots=True, eq=False)

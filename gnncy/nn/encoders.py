@@ -2,7 +2,8 @@
 import numpy as np
 
 from gnncy.nn import ops
-from gnncy.nn.modules import Linear, Module
+from gnncy.nn.layers import Linear
+from gnncy.nn.modules import Module
 from gnncy.nn.tensor import Tensor
 
 _FIRST_SCALE = 0.1

@@ -1,17 +1,18 @@
-"""Modules: parameters, and the layers that are built from them."""
-import math
-from collections.abc import Callable, Iterator, Sequence
+"""Modules: what owns parameters, their state in memory and in files."""
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
-from gnncy._check import check_choice, check_float, check_int
+from gnncy import _files
+from gnncy._check import check_float, check_int
 from gnncy._memory import aligned_empty
 from gnncy._random import derive
 from gnncy.nn import ops
 from gnncy.nn.tensor import Parameter, Tensor
 
-__all__ = ["ELU", "MLP", "Dropout", "LayerNorm", "Linear", "Module", "PReLU", "ProjectionHead", "ReLU", "Sequential",
-           "Tanh", "flatten_parameters", "glorot_uniform"]
+__all__ = ["Dropout", "Module", "Sequential", "flatten_parameters", "load", "save"]
 
 
 class Module:
@@ -31,6 +32,7 @@ class Module:
     """
 
     training = True
+    _buffers: tuple[str, ...] = ()  # attributes that are part of the state and not trained
 
     def forward(self, *args, **kwargs):
         raise NotImplementedError(f"{type(self).__name__} does not define forward")
@@ -68,6 +70,18 @@ class Module:
     def parameters(self) -> Iterator[Parameter]:
         return (parameter for _, parameter in self.named_parameters())
 
+    def named_buffers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Arrays that belong to the state and are not trained, such as running means, with their dotted names."""
+        for prefix, module in self.named_modules():
+            for name in module._buffers:
+                yield (f"{prefix}.{name}" if prefix else name), getattr(module, name)
+
+    def requires_grad_(self, mode: bool = True) -> "Module":
+        """Let all parameters take part in training, or with False freeze them."""
+        for parameter in self.parameters():
+            parameter.requires_grad = bool(mode)
+        return self
+
     def apply(self, function: Callable[["Module"], object]) -> "Module":
         """Call ``function`` on this module and all below it."""
         for module in self.modules():
@@ -98,21 +112,24 @@ class Module:
             module.key = derive(key, i)
         return self
 
-    def state_dict(self) -> dict[str, np.ndarray]:
-        """A copy of every parameter under its dotted name."""
-        return {name: parameter.data.copy() for name, parameter in self.named_parameters()}
+    def _state(self) -> dict[str, np.ndarray]:
+        return {name: parameter.data for name, parameter in self.named_parameters()} | dict(self.named_buffers())
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Set the parameters in place; names and shapes must be this module's, or nothing is changed."""
-        own = dict(self.named_parameters())
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A copy of every parameter and buffer under its dotted name; see :func:`gnncy.nn.save`."""
+        return {name: array.copy() for name, array in self._state().items()}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Set parameters and buffers in place; names and shapes must be this module's, or nothing is changed."""
+        own = self._state()
         missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unknown:
             raise ValueError(f"state does not belong to this module: missing {missing}, unknown {unknown}")
-        for name, parameter in own.items():
-            if np.shape(state[name]) != parameter.shape:
-                raise ValueError(f"{name} must have shape {parameter.shape}, got {np.shape(state[name])}")
-        for name, parameter in own.items():
-            parameter.data[...] = state[name]
+        for name, array in own.items():
+            if np.shape(state[name]) != array.shape:
+                raise ValueError(f"{name} must have shape {array.shape}, got {np.shape(state[name])}")
+        for name, array in own.items():
+            array[...] = state[name]
 
     def extra_repr(self) -> str:
         """What stands in the brackets of ``repr``."""
@@ -122,6 +139,40 @@ class Module:
         lines = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self._children()]
         body = "\n  " + "\n  ".join(lines) + "\n" if lines else self.extra_repr()
         return f"{type(self).__name__}({body})"
+
+
+class Dropout(Module):
+    """Dropout of elements with probability ``p`` while training; see :func:`gnncy.nn.dropout`.
+
+    The mask comes from a key, never from shared state: ``model.set_step_key(key)`` before each training step.
+    """
+
+    def __init__(self, p: float = 0.5):
+        self.p = check_float(p, "p", 0, 1)
+        self.key: int | None = None
+
+    def forward(self, x) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        if self.key is None:
+            raise RuntimeError("Dropout has no key for this step: call model.set_step_key(key) before the forward "
+                               "pass, or model.eval()")
+        return ops.dropout(x, self.p, key=self.key)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class Sequential(Module):
+    """Modules, each applied to the output of the one before."""
+
+    def __init__(self, *layers: Module):
+        self.layers = list(layers)
+
+    def forward(self, x) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def flatten_parameters(module: Module) -> tuple[np.ndarray, np.ndarray]:
@@ -164,195 +215,79 @@ def flatten_parameters(module: Module) -> tuple[np.ndarray, np.ndarray]:
     return data, grad
 
 
-def glorot_uniform(fan_in: int, fan_out: int, rng, dtype=np.float32) -> np.ndarray:
-    """Weights of shape (fan_in, fan_out), uniform in +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio, 2010)."""
-    bound = math.sqrt(6 / (fan_in + fan_out))
-    return np.random.default_rng(rng).uniform(-bound, bound, (fan_in, fan_out)).astype(dtype)
-
-
-class Linear(Module):
-    """``x W + b``.
+def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Write a ``state_dict`` to a file: safetensors if the name ends so, else numpy's npz. Whole or not at all.
 
     Parameters
     ----------
-    in_features, out_features : int
-    bias : bool
-    rng : int, Generator or None
-        Source of the first weights, Glorot uniform; the bias begins at 0.
-    dtype : dtype
+    state : mapping of str to ndarray
+        What :meth:`Module.state_dict` returned, or any named arrays.
+    path : path
+        ``*.safetensors`` or ``*.npz``.
 
-    Notes
-    -----
-    Shapes: input (n, in_features), output (n, out_features). The weight has shape (in_features, out_features),
-    the transpose of PyTorch's.
+    Raises
+    ------
+    ValueError
+        If the name ends otherwise.
+    ImportError
+        If safetensors is asked for and not installed.
+
+    Examples
+    --------
+    >>> from gnncy import nn
+    >>> layer, other = nn.Linear(3, 2, rng=0), nn.Linear(3, 2, rng=1)
+    >>> nn.save(layer.state_dict(), "layer.npz")
+    >>> other.load_state_dict(nn.load("layer.npz"))
+    >>> bool((other.weight.data == layer.weight.data).all())
+    True
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in state.items()}
+    safe = _is_safetensors(path)
+    with _files.replacing(path) as temporary:
+        if safe:
+            _safetensors().save_file(arrays, str(temporary))
+        else:
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read what :func:`save` wrote; no code in the file is run.
+
+    Parameters
+    ----------
+    path : path
+        ``*.safetensors`` or ``*.npz``.
+
+    Returns
+    -------
+    dict of str to ndarray
 
     Examples
     --------
     >>> import numpy as np
     >>> from gnncy import nn
-    >>> nn.Linear(3, 2, rng=0)(np.zeros((4, 3), np.float32)).shape
-    (4, 2)
+    >>> nn.save({"weight": np.ones(2)}, "state.npz")
+    >>> nn.load("state.npz")
+    {'weight': array([1., 1.])}
     """
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, rng=None, dtype=np.float32):
-        self.in_features = check_int(in_features, "in_features", 1)
-        self.out_features = check_int(out_features, "out_features", 1)
-        self.weight = Parameter(glorot_uniform(in_features, out_features, rng, dtype))
-        self.bias = Parameter(np.zeros(out_features, dtype)) if bias else None
-
-    def forward(self, x) -> Tensor:
-        return ops.matmul(x, self.weight) if self.bias is None else ops.affine(x, self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}" + ("" if self.bias is not None else ", bias=False")
+    if _is_safetensors(path):
+        return _safetensors().load_file(str(path))
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
-class Dropout(Module):
-    """Dropout of elements with probability ``p`` while training; see :func:`gnncy.nn.dropout`.
-
-    The mask comes from a key, never from shared state: ``model.set_step_key(key)`` before each training step.
-    """
-
-    def __init__(self, p: float = 0.5):
-        self.p = check_float(p, "p", 0, 1)
-        self.key: int | None = None
-
-    def forward(self, x) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if self.key is None:
-            raise RuntimeError("Dropout has no key for this step: call model.set_step_key(key) before the forward "
-                               "pass, or model.eval()")
-        return ops.dropout(x, self.p, key=self.key)
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
+def _is_safetensors(path: str | os.PathLike) -> bool:
+    ending = Path(path).suffix
+    if ending not in (".safetensors", ".npz"):
+        raise ValueError(f"the name of a state file must end in .safetensors or .npz, got {os.fspath(path)!r}")
+    return ending == ".safetensors"
 
 
-class LayerNorm(Module):
-    """Rows of mean 0 and variance 1, times a weight, plus a bias, both learned (Ba et al., 2016)."""
-
-    def __init__(self, features: int, eps: float = 1e-5, *, dtype=np.float32):
-        self.features = check_int(features, "features", 1)
-        self.eps = check_float(eps, "eps", above=0)
-        self.weight = Parameter(np.ones(features, dtype))
-        self.bias = Parameter(np.zeros(features, dtype))
-
-    def forward(self, x) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
-
-    def extra_repr(self) -> str:
-        return f"{self.features}, eps={self.eps}"
-
-
-class PReLU(Module):
-    """Leaky ReLU with learned slopes: one, or one per column (``features`` of them) (He et al., 2015)."""
-
-    def __init__(self, features: int = 1, slope: float = 0.25, *, dtype=np.float32):
-        self.weight = Parameter(np.full(check_int(features, "features", 1), slope, dtype))
-
-    def forward(self, x) -> Tensor:
-        return ops.prelu(x, self.weight)
-
-    def extra_repr(self) -> str:
-        return str(self.weight.size)
-
-
-class ReLU(Module):
-    """``max(x, 0)``."""
-
-    def forward(self, x) -> Tensor:
-        return ops.relu(x)
-
-
-class ELU(Module):
-    """``x`` where positive, else ``alpha (exp(x) - 1)``."""
-
-    def __init__(self, alpha: float = 1.0):
-        self.alpha = check_float(alpha, "alpha", above=0)
-
-    def forward(self, x) -> Tensor:
-        return ops.elu(x, self.alpha)
-
-
-class Tanh(Module):
-    """Hyperbolic tangent."""
-
-    def forward(self, x) -> Tensor:
-        return ops.tanh(x)
-
-
-class Sequential(Module):
-    """Modules, each applied to the output of the one before."""
-
-    def __init__(self, *layers: Module):
-        self.layers = list(layers)
-
-    def forward(self, x) -> Tensor:
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
-_ACTIVATIONS: dict[str, Callable[[], Module]] = {"relu": ReLU, "elu": ELU, "prelu": PReLU, "tanh": Tanh}
-
-
-class MLP(Sequential):
-    """Linear layers with an activation, and dropout, between them.
-
-    Parameters
-    ----------
-    dims : sequence of int
-        Widths from input to output, at least two.
-    activation : {"relu", "elu", "prelu", "tanh"}
-    dropout : float
-        Probability of dropping an element after each activation.
-    norm : bool
-        Layer normalisation before each activation.
-    bias : bool
-    rng : int, Generator or None
-
-    Examples
-    --------
-    >>> from gnncy import nn
-    >>> nn.MLP([8, 16, 4], activation="elu", rng=0)
-    MLP(
-      (layers.0): Linear(8, 16)
-      (layers.1): ELU()
-      (layers.2): Linear(16, 4)
-    )
-    """
-
-    def __init__(self, dims: Sequence[int], activation: str = "relu", dropout: float = 0.0, *, norm: bool = False,
-                 bias: bool = True, rng=None, dtype=np.float32):
-        if len(dims) < 2:
-            raise ValueError(f"dims needs the widths of input and output at least, got {list(dims)}")
-        check_choice(activation, "activation", _ACTIVATIONS)
-        rng = np.random.default_rng(rng)
-        layers: list[Module] = []
-        for i, (width, after) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
-            if i:
-                if norm:
-                    layers.append(LayerNorm(width, dtype=dtype))
-                layers.append(_ACTIVATIONS[activation]() if activation != "prelu" else PReLU(dtype=dtype))
-                if check_float(dropout, "dropout", 0, 1):
-                    layers.append(Dropout(dropout))
-            layers.append(Linear(width, after, bias, rng=rng, dtype=dtype))
-        super().__init__(*layers)
-
-
-class ProjectionHead(Module):
-    """``fc2(ELU(fc1(z)))``: the loss sees the projection, whoever uses the embedding takes ``z``.
-
-    References
-    ----------
-    Zhu et al., Deep Graph Contrastive Representation Learning (GRACE), 2020.
-    """
-
-    def __init__(self, in_features: int, hidden_features: int, out_features: int, *, rng=None, dtype=np.float32):
-        rng = np.random.default_rng(rng)
-        self.fc1 = Linear(in_features, hidden_features, rng=rng, dtype=dtype)
-        self.fc2 = Linear(hidden_features, out_features, rng=rng, dtype=dtype)
-
-    def forward(self, z) -> Tensor:
-        return self.fc2(ops.elu(self.fc1(z)))
+def _safetensors():
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError("files ending in .safetensors need the package of that name (pip install safetensors); "
+                          "a name ending in .npz needs nothing") from error
+    return safetensors.numpy

@@ -195,8 +195,8 @@ def test_bad_features(make_graph, function, x, error, text):
 
 def test_bad_options(make_graph):
     for function in (aggregate, aggregate_grad):
-        with pytest.raises(ValueError, match="reduce must be one of 'sum', 'mean', got 'max'"):
-            function(make_graph(), np.ones((60, 1)), reduce="max")
+        with pytest.raises(ValueError, match="reduce must be one of 'sum', 'mean', 'max', got 'min'"):
+            function(make_graph(), np.ones((60, 1)), reduce="min")
     block = NeighborSampler(make_graph(), (2,)).sample([0]).blocks[0]
     with pytest.raises(ValueError, match="weighted=True needs a block with weights"):
         aggregate(block, np.ones((block.n_src, 1)), weighted=True)

@@ -94,3 +94,57 @@ def scaled(const index[::1] indptr, const index[::1] indices, const floating[::1
         for i in range(indptr.shape[0] - 1):
             for p in range(indptr[i], indptr[i + 1]):
                 out[p] = <floating>(weights[p] * (left[i] * right[indices[p]]))
+
+
+def maximum(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x, Py_ssize_t start,
+            Py_ssize_t stop, floating[:, ::1] out):
+    """Write the largest x[indices_p] of each column for rows start..stop; 0 for a row without entries."""
+    cdef Py_ssize_t i, j, p, v, d = x.shape[1], m = indices.shape[0]
+    with nogil:
+        for i in range(start, stop):
+            if indptr[i] == indptr[i + 1]:
+                for j in range(d):
+                    out[i, j] = 0
+                continue
+            v = indices[indptr[i]]
+            for j in range(d):
+                out[i, j] = x[v, j]
+            for p in range(indptr[i] + 1, indptr[i + 1]):
+                if p + AHEAD < m:
+                    prefetch_span(&x[indices[p + AHEAD], 0], d * sizeof(floating))
+                v = indices[p]
+                for j in range(d):
+                    out[i, j] = x[v, j] if x[v, j] > out[i, j] else out[i, j]
+
+
+def share(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x, const floating[:, ::1] top,
+          const floating[:, ::1] grad, Py_ssize_t start, Py_ssize_t stop, floating[:, ::1] out):
+    """Write the gradient through :func:`maximum` by each of the entries that reach the maximum ``top``."""
+    cdef Py_ssize_t i, j, p, v, d = x.shape[1]
+    cdef floating zero = 0, one = 1
+    with nogil:
+        for i in range(start, stop):
+            for j in range(d):
+                out[i, j] = 0
+            for p in range(indptr[i], indptr[i + 1]):
+                v = indices[p]
+                for j in range(d):
+                    out[i, j] += one if x[v, j] == top[i, j] else zero
+            for j in range(d):
+                out[i, j] = grad[i, j] / (out[i, j] if out[i, j] > zero else one)
+
+
+def maximum_grad(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x,
+                 const floating[:, ::1] top, const floating[:, ::1] shares, Py_ssize_t start, Py_ssize_t stop,
+                 floating[:, ::1] out):
+    """Write the gradient through :func:`maximum` for rows start..stop of the transposed pattern."""
+    cdef Py_ssize_t i, j, p, v, d = x.shape[1]
+    cdef floating zero = 0
+    with nogil:
+        for i in range(start, stop):
+            for j in range(d):
+                out[i, j] = 0
+            for p in range(indptr[i], indptr[i + 1]):
+                v = indices[p]
+                for j in range(d):
+                    out[i, j] += shares[v, j] if x[i, j] == top[v, j] else zero

@@ -1,5 +1,6 @@
 """Element-wise activations and their gradients, and dropout, on flat arrays. Arguments are checked by the callers."""
 from cython cimport floating
+from libc.math cimport erf, erff
 from libc.stdint cimport uint64_t
 
 from gnncy._kernels._hash cimport mix64
@@ -67,6 +68,31 @@ def elu_grad(const floating[::1] out, const floating[::1] grad, floating alpha, 
     with nogil:
         for i in range(n):
             grad_x[i] = grad[i] if out[i] > zero else (out[i] + alpha) * grad[i]
+
+
+cdef inline floating normal_cdf(floating x) noexcept nogil:
+    cdef floating half = <floating>0.5, one = 1, root_half = <floating>0.70710678118654752440
+    if floating is float:
+        return half * (one + erff(x * root_half))
+    else:
+        return half * (one + erf(x * root_half))
+
+
+def gelu(const floating[::1] x, floating[::1] out):
+    """Write x P(Z <= x), Z standard normal."""
+    cdef Py_ssize_t i, n = x.shape[0]
+    with nogil:
+        for i in range(n):
+            out[i] = x[i] * normal_cdf(x[i])
+
+
+def gelu_grad(const floating[::1] x, const floating[::1] grad, floating[::1] grad_x):
+    """Write the gradient through :func:`gelu` from its input."""
+    cdef Py_ssize_t i, n = x.shape[0]
+    cdef floating half = <floating>0.5, scale = <floating>0.39894228040143267794
+    with nogil:
+        for i in range(n):
+            grad_x[i] = grad[i] * (normal_cdf(x[i]) + x[i] * scale * expo(-half * x[i] * x[i]))
 
 
 def dropout(const floating[::1] x, uint64_t key, Py_ssize_t first, int threshold, floating scale, floating[::1] out):
