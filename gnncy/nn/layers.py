@@ -296,13 +296,15 @@ class GRUCell(Module):
 
     def forward(self, x, h) -> Tensor:
         d = self.hidden_features
-        by_input, weight, bias = self.from_input(x), self.from_state.weight, self.from_state.bias
+        by_input = self.from_input(x)
         h = h if isinstance(h, Tensor) else Tensor(h)
         if self.reset_after:
             by_state = self.from_state(h)
             gates = ops.sigmoid(by_input[:, :2 * d] + by_state[:, :2 * d])
             candidate = ops.tanh(by_input[:, 2 * d:] + gates[:, :d] * by_state[:, 2 * d:])
         else:
+            weight, bias = self.from_state.weight, self.from_state.bias
+            assert bias is not None
             gates = ops.sigmoid(by_input[:, :2 * d] + ops.affine(h, weight[:, :2 * d], bias[:2 * d]))
             candidate = ops.tanh(by_input[:, 2 * d:] + ops.affine(gates[:, :d] * h, weight[:, 2 * d:], bias[2 * d:]))
         return candidate + gates[:, d:] * (h - candidate)

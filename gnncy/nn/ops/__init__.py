@@ -27,7 +27,7 @@ from gnncy.nn.ops.rows import batch_norm, l2_normalise, layer_norm
 from gnncy.nn.ops.shape import concatenate, reshape, take, transpose
 
 __all__ = ["add", "affine", "aggregate", "arc_add", "arc_combine", "arc_dot", "arc_scores", "batch_norm",
-           "concatenate", "divide", "dropout", "elu", "exp", "gelu", "graph_linear", "l2_normalise", "layer_norm", "leaky_relu", "log",
-           "log_softmax", "logsumexp", "matmul", "max", "mean", "multiply", "negative", "prelu", "propagate", "relu",
-           "reshape", "segment_softmax", "sigmoid", "softmax", "spmm", "subtract", "sum", "take", "tanh", "transpose",
-           "where"]
+           "concatenate", "divide", "dropout", "elu", "exp", "gelu", "graph_linear", "l2_normalise", "layer_norm",
+           "leaky_relu", "log", "log_softmax", "logsumexp", "matmul", "max", "mean", "multiply", "negative", "prelu",
+           "propagate", "relu", "reshape", "segment_softmax", "sigmoid", "softmax", "spmm", "subtract", "sum", "take",
+           "tanh", "transpose", "where"]

@@ -1,7 +1,7 @@
 """Operations over the arcs of a graph: sums over neighbours, and what attention is made of.
 
-``adjacency`` is a ``csr_array`` or a :class:`~gnncy.graph.Block` of shape (targets, sources); give a Block where a whole
-graph is used more than once, because it keeps its transpose. Values of arcs stand in the order of the block's
+``adjacency`` is a ``csr_array`` or a :class:`~gnncy.graph.Block` of shape (targets, sources); give a Block where a
+whole graph is used more than once, because it keeps its transpose. Values of arcs stand in the order of the block's
 ``indices``.
 """
 import numpy as np
@@ -73,7 +73,7 @@ def spmm(adjacency, x) -> Tensor:
 class GraphLinear(Operation):
     def forward(self, x, weight, *others, block, reduce, weighted, with_self):
         own, (weight_self, *bias) = x[:block.n_dst], others if with_self else (None, *others)
-        first = _multiplies_first(block, *weight.shape, reduce)
+        first = _multiplies_first(block, weight.shape[0], weight.shape[1], reduce)
         if first:
             inner = None
             out = graph.aggregate(block, matmul(x, weight), reduce=reduce, weighted=weighted)
@@ -165,7 +165,7 @@ class Propagate(Operation):
 
 
 def propagate(adjacency, x, steps: int, restart: float = 0.0) -> Tensor:
-    """``steps`` times ``z = (1 - restart) A z + restart x``, beginning with ``z = x``; nothing is kept for the gradient.
+    """``steps`` times ``z = (1 - restart) A z + restart x``, from ``z = x``; nothing is kept for the gradient.
 
     ``A`` is square and already normalised, for example by :func:`gcn_norm`.
     """
@@ -278,7 +278,7 @@ class SegmentSoftmax(Operation):
 
 
 def segment_softmax(x, indptr) -> Tensor:
-    """Softmax within each of the segments ``x[indptr[i]:indptr[i + 1]]`` of the first axis, for every column by itself."""
+    """Softmax within each of the segments ``x[indptr[i]:indptr[i + 1]]`` of the first axis, each column by itself."""
     indptr = np.ascontiguousarray(indptr)
     if indptr.ndim != 1 or indptr.dtype.kind not in "iu" or len(indptr) == 0:
         raise ValueError("indptr must be a vector of integers, the segments' starts and the end of the last")
@@ -343,5 +343,3 @@ def arc_weights(block: Block) -> np.ndarray:
         raise ValueError("this needs a block with weights; sample it with NeighborSampler(..., weighted=True)")
     return block.weights
 
-
-__all__ = ["aggregate", "arc_add", "arc_combine", "arc_dot", "arc_scores", "graph_linear", "propagate", "segment_softmax", "spmm"]

@@ -53,10 +53,10 @@ class LayerNorm(Operation):
         flat = as_matrix(grad)
         by_x = None
         if self.needs[0]:
-            by_x = np.empty_like(unit)
-            run_pieces(lambda a, b: rows.standardise_grad(unit[a:b], inverse[a:b], flat[a:b] * weight, by_x[a:b]),
+            out = np.empty_like(unit)
+            run_pieces(lambda a, b: rows.standardise_grad(unit[a:b], inverse[a:b], flat[a:b] * weight, out[a:b]),
                        len(flat), ROWS)
-            by_x = by_x.reshape(grad.shape)
+            by_x = out.reshape(grad.shape)
         return by_x, column_sums(flat, unit), column_sums(flat)
 
 
