@@ -194,7 +194,8 @@ def mlp():
     theirs = torch.nn.Sequential(torch.nn.Linear(D, OUT), torch.nn.GELU(), torch.nn.Linear(OUT, OUT))
     linear(theirs[0], ours.layers[0])
     linear(theirs[2], ours.layers[2])
-    return rows(ours, theirs, [(ours.layers[0].weight, theirs[0].weight, True), (ours.layers[2].bias, theirs[2].bias)])()
+    return rows(ours, theirs, [(ours.layers[0].weight, theirs[0].weight, True),
+                               (ours.layers[2].bias, theirs[2].bias)])()
 
 
 def gru():

@@ -4,7 +4,8 @@ import numpy as np
 from gnncy._threads import run_pieces
 
 _PIECE = 256
-_TALL = 8192
+_TALL = 2048
+_PARTS = 8
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -29,9 +30,9 @@ def matmul_rows(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if n <= _TALL:
         return matmul(a.T, b)
     out = np.zeros((a.shape[1], b.shape[1]), np.result_type(a, b))
-    parts = np.empty((8, *out.shape), out.dtype)  # bounds the memory, not the threads' freedom
-    for first in range(0, n, 8 * _TALL):
-        last = min(first + 8 * _TALL, n)
+    parts = np.empty((_PARTS, *out.shape), out.dtype)  # bounds the memory, not the threads' freedom
+    for first in range(0, n, _PARTS * _TALL):
+        last = min(first + _PARTS * _TALL, n)
 
         def piece(start, stop, first=first):
             np.matmul(a[first + start:first + stop].T, b[first + start:first + stop], out=parts[start // _TALL])

@@ -96,4 +96,4 @@ def _timed(call, repeats):
     return (time.perf_counter() - start) / repeats, result
 
 
-from asv_bench.peers import graph, losses, mining, optim, storage  # noqa: E402, F401  (each registers its comparisons)
+from asv_bench.peers import graph, losses, mining, nn, optim, storage  # noqa: E402, F401  (each registers its comparisons)

@@ -1,4 +1,5 @@
 """Graph work beside scipy.sparse, and beside a sampler written in numpy."""
+import sys
 from functools import lru_cache
 
 import numpy as np
@@ -53,6 +54,17 @@ def permute(quick, stack):
     yield Case(size(graph), lambda: ours(graph, order), "scipy A[p][:, p], sorted", theirs, asked=2, same=same)
 
 
+def torch_graph(name, graph):
+    """torch, and the graph as its CSR array of ones; None without torch."""
+    try:
+        import torch
+    except ImportError:
+        print(f"{name}: no comparison with torch, which is not installed", file=sys.stderr)
+        return None
+    indptr, indices = (torch.from_numpy(a.astype(np.int64)) for a in (graph.indptr, graph.indices))
+    return torch, torch.sparse_csr_tensor(indptr, indices, torch.ones(graph.nnz), size=graph.shape)
+
+
 @comparison
 def spmm(quick, stack):
     from gnncy.graph import Block, aggregate
@@ -71,6 +83,15 @@ def spmm(quick, stack):
                same=same)
     yield Case("mean of neighbours, the same", lambda: aggregate(block, x), "scipy A @ X / counts",
                lambda: (pattern @ x) / count, asked=3.8, same=same)
+    found = torch_graph("spmm", graph)
+    if found:
+        torch, csr = found
+        rows, indices, starts = (torch.from_numpy(a) for a in (x, graph.indices, graph.indptr[:-1]))
+        bag = torch.nn.functional.embedding_bag
+        yield Case("mean of neighbours, the same", lambda: aggregate(block, x), "torch embedding_bag, int32",
+                   lambda: bag(indices, rows, starts, mode="mean").numpy(), asked=1.2, same=same)
+        yield Case("mean of neighbours, the same", lambda: aggregate(block, x), "torch sparse.mm mean",
+                   lambda: torch.sparse.mm(csr, rows, "mean").numpy(), asked=1.2, same=same)
 
 
 @comparison
@@ -91,6 +112,20 @@ def spmm_gradient(quick, stack):
     yield Case(f"mean of neighbours and its gradient, {size(graph)}, 128 columns",
                lambda: (aggregate(block, x), aggregate_grad(block, grad)), "scipy, transpose kept",
                lambda: (mean @ x, back @ grad), asked=2.4, same=same)
+    found = torch_graph("spmm_gradient", graph)
+    if found:
+        torch, csr = found
+        rows, above = torch.from_numpy(x).requires_grad_(), torch.from_numpy(grad)
+
+        def theirs():
+            rows.grad = None
+            out = torch.sparse.mm(csr, rows, "mean")
+            out.backward(above)
+            return out.detach().numpy(), rows.grad.numpy()
+
+        yield Case("mean of neighbours and its gradient, the same",
+                   lambda: (aggregate(block, x), aggregate_grad(block, grad)), "torch sparse.mm mean", theirs, asked=2,
+                   same=same)
 
 
 def numpy_sampler(graph, fanouts, rng):
