@@ -216,3 +216,30 @@ def test_wide_indices_give_the_same(kernels, make_graph):
     for narrow, wide in zip(*results, strict=True):
         np.testing.assert_array_equal(narrow, wide)
     np.testing.assert_array_equal(results[1][2], graph.data)
+
+
+@pytest.mark.parametrize("width", [1, 5, 16, 33])
+def test_maximum_and_its_gradient(kernels, make_graph, width):
+    graph = as_csr(make_graph(70, 0.1))
+    graph = as_csr(sp.vstack([graph[:30], sp.csr_array((1, 70))]), square=False)  # the last hears nobody
+    block = Block.from_csr(graph)
+    for dtype in (np.float32, np.float64):
+        # Few different values, so that neighbours tie.
+        x, grad = (np.random.default_rng(s).integers(-3, 3, (n, width)).astype(dtype) for s, n in ((0, 70), (1, 31)))
+        x.setflags(write=False)
+        y = aggregate(block, x, reduce="max")
+        back = aggregate_grad(block, grad, reduce="max", x=x, result=y)
+        expected, by_x = np.zeros_like(y), np.zeros_like(x)
+        for i in range(31):
+            heard = graph.indices[graph.indptr[i]:graph.indptr[i + 1]]
+            if len(heard):
+                expected[i] = x[heard].max(0)
+                tied = x[heard] == expected[i]
+                by_x[heard] += tied * grad[i] / tied.sum(0)
+        np.testing.assert_array_equal(y, expected)
+        assert y.dtype == back.dtype == dtype and not y[30].any()
+        np.testing.assert_allclose(back, by_x, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="takes no weights"):
+        aggregate(block, x, reduce="max", weighted=True)
+    with pytest.raises(ValueError, match="needs x and result"):
+        aggregate_grad(block, grad, reduce="max")

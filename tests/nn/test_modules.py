@@ -1,4 +1,6 @@
 """Modules: parameters and their names, modes, state, layers against plain formulas and central differences."""
+import sys
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,79 @@ def test_state_dict_round_trip_and_refusals():
     np.testing.assert_array_equal(net.scale.data, before)
 
 
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+def test_state_in_a_file_round_trip(tmp_path, ending):
+    if ending == "safetensors":
+        pytest.importorskip("safetensors")
+    net = nn.Sequential(nn.Linear(3, 4, rng=0, dtype=np.float64), nn.BatchNorm(4))
+    net.layers[1].running_mean[:] = 7
+    path = tmp_path / f"net.{ending}"
+    nn.save(net.state_dict(), path)
+    state = nn.load(path)
+    assert {k: v.dtype for k, v in state.items()} == {k: v.dtype for k, v in net.state_dict().items()}
+    other = nn.Sequential(nn.Linear(3, 4, rng=1, dtype=np.float64), nn.BatchNorm(4))
+    other.load_state_dict(state)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(other.state_dict()[name], array)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_state_files_refuse_other_names_and_name_what_is_missing(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="must end in .safetensors or .npz"):
+        nn.save({}, tmp_path / "net.pt")
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    with pytest.raises(ImportError, match="pip install safetensors"):
+        nn.save({"a": np.ones(1)}, tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_keeps_running_statistics_in_its_state():
+    layer, x = nn.BatchNorm(3, momentum=0.5), data(8, 3).astype(np.float32)
+    layer(x)
+    np.testing.assert_allclose(layer.running_mean, 0.5 * x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.running_var, 0.5 + 0.5 * x.var(0, ddof=1), rtol=1e-5)
+    state = layer.state_dict()
+    assert set(state) == {"weight", "bias", "running_mean", "running_var"}
+    out = layer.eval()(x).data
+    np.testing.assert_array_equal(layer.running_mean, state["running_mean"])  # moved while training alone
+    other = nn.BatchNorm(3)
+    other.load_state_dict(state)
+    np.testing.assert_array_equal(other.eval()(x).data, out)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_gru_cell(reset_after):
+    def sigmoid(v):
+        return 1 / (1 + np.exp(-v))
+    cell, x, h = nn.GRUCell(3, 2, reset_after, rng=0, dtype=np.float64), data(4, 3), data(4, 2)
+    w, u = cell.from_input, cell.from_state
+    w.bias.data[:], u.bias.data[:] = data(6), data(6, seed=1)
+    by_x, by_h = x @ w.weight.data + w.bias.data, h @ u.weight.data + u.bias.data
+    r, z = sigmoid(by_x[:, :2] + by_h[:, :2]), sigmoid(by_x[:, 2:4] + by_h[:, 2:4])
+    inner = r * by_h[:, 4:] if reset_after else (r * h) @ u.weight.data[:, 4:] + u.bias.data[4:]
+    n = np.tanh(by_x[:, 4:] + inner)
+    np.testing.assert_allclose(cell(x, h).data, (1 - z) * n + z * h)
+    assert check_module(cell, x, h) < 1e-6
+
+
+def test_embedding_looks_up_rows_and_adds_their_gradients():
+    table = nn.Embedding(5, 3, rng=0)
+    ids = np.array([4, 0, 4])
+    out = table(ids)
+    np.testing.assert_array_equal(out.data, table.weight.data[ids])
+    out.sum().backward()
+    np.testing.assert_array_equal(table.weight.grad[:, 0], [1, 0, 0, 0, 2])
+    with pytest.raises(IndexError, match=r"ids must lie in 0\.\.4, got 5"):
+        table([5])
+
+
+def test_frozen_parameters_get_no_gradient():
+    model = nn.MLP([3, 4, 2], rng=0)
+    model.layers[0].requires_grad_(False)
+    model(np.ones((2, 3), np.float32)).sum().backward()
+    assert model.layers[0].weight.grad is None and model.layers[2].weight.grad is not None
+
+
 def test_flatten_parameters_makes_views_of_one_array():
     net = Net()
     expected = net.eval()(np.ones((2, 3), np.float32)).data
@@ -152,7 +227,8 @@ def test_mlp_gradients(activation, norm):
 
 
 @pytest.mark.parametrize("layer", [nn.LayerNorm(5, dtype=np.float64), nn.PReLU(dtype=np.float64),
-                                   nn.PReLU(5, dtype=np.float64), nn.ELU(0.7), nn.ReLU(), nn.Tanh(),
+                                   nn.PReLU(5, dtype=np.float64), nn.ELU(0.7), nn.ReLU(), nn.Tanh(), nn.GELU(),
+                                   nn.LeakyReLU(0.1), nn.Sigmoid(), nn.BatchNorm(5, dtype=np.float64),
                                    nn.ProjectionHead(5, 4, 3, rng=0, dtype=np.float64)], ids=repr)
 def test_other_layers_gradients(layer):
     assert check_module(layer, data(6, 5)) < 1e-6

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import special
 
 from gnncy import _kernels
 from gnncy._random import mix64
@@ -121,3 +122,64 @@ def test_dropout_masks_are_equal_at_all_levels():
     assert 0.4 < outs[0].mean() < 0.7
     for out in outs:
         np.testing.assert_array_equal(out, outs[0])
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gelu(level, n, dtype):
+    kernels, x, g = load(level, "elementwise"), data(n, dtype=dtype), data(n, dtype=dtype, seed=1)
+    out, grad = np.empty(n, dtype), np.empty(n, dtype)
+    kernels.gelu(x, out)
+    kernels.gelu_grad(x, g, grad)
+    below = 0.5 * (1 + special.erf(x.astype(np.float64) / np.sqrt(2)))
+    close(out, x * below, dtype)
+    close(grad, g * (below + x * np.exp(-x.astype(np.float64) ** 2 / 2) / np.sqrt(2 * np.pi)), dtype)
+
+
+@pytest.mark.parametrize("width", [np.int32, np.int64])
+@pytest.mark.parametrize("channels", [1, 4, 7, 8, 17, 33])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_arcs(level, channels, dtype, width):
+    kernels, heads = load(level, "arcs"), 2
+    indptr, indices = np.array([0, 2, 2, 6], width), np.array([4, 1, 0, 3, 3, 1], width)
+    rows, none = np.repeat(np.arange(3), np.diff(indptr)), np.empty(0, width)
+    left, right = data(3, heads, channels, dtype=dtype), data(5, heads, channels, dtype=dtype)
+    weights, grad = data(6, heads, dtype=dtype), data(6, heads, dtype=dtype, seed=1)
+    vector, slant = data(heads, channels, dtype=dtype), data(heads, channels, dtype=dtype, seed=1)
+    arc = data(6, dtype=dtype)
+
+    def run(kernel, shape, *arguments):
+        out = np.full(shape, np.nan, dtype)
+        kernel(*arguments, 0, 1, out)  # in two pieces
+        kernel(*arguments, 1, 3, out)
+        return out
+
+    close(run(kernels.sums, (6, heads), indptr, indices, left[:, :, 0].copy(), right[:, :, 0].copy()),
+          left[rows, :, 0] + right[indices, :, 0], dtype)
+    close(run(kernels.dots, (6, heads), indptr, indices, left, right), (left[rows] * right[indices]).sum(-1), dtype)
+    total, combined = np.zeros((3, heads), dtype), np.zeros((3, heads, channels), dtype)
+    np.add.at(total, rows, weights)
+    np.add.at(combined, rows, weights[:, :, None] * right[indices])
+    close(run(kernels.total, (3, heads), indptr, none, weights), total, dtype)
+    close(run(kernels.combine, (3, heads, channels), indptr, indices, none, weights, right), combined, dtype)
+    places = np.array([5, 4, 3, 2, 1, 0], width)  # the same sums where the values of arcs stand in another order
+    np.testing.assert_array_equal(run(kernels.total, (3, heads), indptr, places, weights[::-1].copy()),
+                                  run(kernels.total, (3, heads), indptr, none, weights))
+    e = np.exp(weights.astype(np.float64))
+    sums = np.stack([np.bincount(rows, e[:, h], 3) for h in range(heads)], 1)[rows]
+    soft = run(kernels.softmax, (6, heads), indptr, weights)
+    close(soft, e / sums, dtype)
+    inner = np.stack([np.bincount(rows, (soft * grad)[:, h], 3) for h in range(heads)], 1)[rows]
+    close(run(kernels.softmax_grad, (6, heads), indptr, soft, grad), soft * (grad - inner), dtype)
+    both = left[rows] + right[indices] + arc[:, None, None] * slant
+    slope = np.where(both > 0, 1, dtype(0.2))
+    close(run(kernels.scores, (6, heads), indptr, indices, arc, left, right, slant, vector, 0.2),
+          (slope * both * vector).sum(-1), dtype)
+    by_left = np.zeros((3, heads, channels), dtype)
+    np.add.at(by_left, rows, grad[:, :, None] * slope * vector)
+    close(run(kernels.scores_grad, (3, heads, channels), indptr, indices, none, arc, left, right, slant, vector, 0.2,
+              grad), by_left, dtype)
+    by_vector, by_slant = np.zeros((2, heads, channels), dtype)
+    kernels.scores_grad_vectors(indptr, indices, arc, left, right, slant, 0.2, grad, 0, 3, by_vector, by_slant)
+    close(by_vector, (grad[:, :, None] * slope * both).sum(0), dtype)
+    close(by_slant, (grad[:, :, None] * slope * arc[:, None, None]).sum(0), dtype)

@@ -1,10 +1,12 @@
 """Every operation: its value, and its gradient against central differences in float64."""
 import numpy as np
 import pytest
+from scipy import sparse, special
 
 from gnncy import nn
 from gnncy._linalg import matmul_rows
 from gnncy._threads import working_threads
+from gnncy.graph import Block
 
 
 def data(*shape, seed=0, low=0.1):
@@ -35,6 +37,7 @@ UNARY = {
     "leaky_relu": (lambda x: nn.leaky_relu(x, 0.2), lambda x: np.where(x > 0, x, 0.2 * x)),
     "elu": (nn.elu, lambda x: np.where(x > 0, x, np.expm1(x))),
     "elu_half": (lambda x: nn.elu(x, 0.5), lambda x: np.where(x > 0, x, 0.5 * np.expm1(x))),
+    "gelu": (nn.gelu, lambda x: x * 0.5 * (1 + special.erf(x / np.sqrt(2)))),
     "tanh": (nn.tanh, np.tanh),
     "sigmoid": (nn.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
     "exp": (nn.exp, np.exp),
@@ -45,6 +48,11 @@ UNARY = {
     "sum_rows": (lambda x: nn.sum(x, 0), lambda x: x.sum(0)),
     "mean_last": (lambda x: nn.mean(x, -1, keepdims=True), lambda x: x.mean(-1, keepdims=True)),
     "sum_last": (lambda x: x.sum(-1), lambda x: x.sum(-1)),
+    "max": (nn.max, np.max),
+    "max_rows": (lambda x: nn.max(x, 0), lambda x: x.max(0)),
+    "max_last": (lambda x: nn.max(x, -1, keepdims=True), lambda x: x.max(-1, keepdims=True)),
+    "softmax": (nn.softmax, lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+    "softmax_rows": (lambda x: nn.softmax(x, 0), lambda x: np.exp(x) / np.exp(x).sum(0)),
     "logsumexp": (nn.logsumexp, lambda x: np.log(np.exp(x).sum(-1))),
     "logsumexp_rows": (lambda x: nn.logsumexp(x, 0, keepdims=True), lambda x: np.log(np.exp(x).sum(0, keepdims=True))),
     "log_softmax": (nn.log_softmax, lambda x: x - np.log(np.exp(x).sum(-1, keepdims=True))),
@@ -154,6 +162,121 @@ def test_layer_norm(shape):
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
     np.testing.assert_allclose(nn.layer_norm(nn.Tensor(x), weight, bias).data, expected)
     assert nn.check_gradient(nn.layer_norm, [x, weight, bias]) < 1e-6
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(3, 4), (2, 1), (1500, 2)], ids=str)
+def test_batch_norm(shape, training):
+    x, weight, bias = data(*shape), data(shape[-1], seed=1), data(shape[-1], seed=2)
+    mean, var = data(shape[-1], seed=3), 1 + data(shape[-1], seed=4) ** 2
+    by, spread = (x.mean(0), x.var(0)) if training else (mean.copy(), var.copy())
+    moved = 0.9 * mean + 0.1 * x.mean(0), 0.9 * var + 0.1 * x.var(0, ddof=1)
+    out = nn.batch_norm(nn.Tensor(x), weight, bias, mean, var, training=training)
+    np.testing.assert_allclose(out.data, (x - by) / np.sqrt(spread + 1e-5) * weight + bias, rtol=1e-10, atol=1e-12)
+    if training:
+        np.testing.assert_allclose((mean, var), moved)
+    if len(x) < 100:
+        kept = None if training else (mean, var)
+        assert nn.check_gradient(lambda *t: nn.batch_norm(*t, *(kept or ()), training=training),
+                                 [x, weight, bias]) < 1e-6
+
+
+def test_batch_norm_refusals():
+    one = np.ones(2)
+    with pytest.raises(ValueError, match="at least 2 rows while training"):
+        nn.batch_norm(np.ones((1, 2)), one, one, training=True)
+    with pytest.raises(ValueError, match="needs running_mean"):
+        nn.batch_norm(np.ones((3, 2)), one, one)
+    with pytest.raises(ValueError, match="needs a matrix"):
+        nn.batch_norm(np.ones((3, 2, 2)), one, one, training=True)
+
+
+@pytest.mark.parametrize("shapes", BROADCAST[:6], ids=str)
+def test_where(shapes):
+    a, b = data(*shapes[0]), data(*shapes[1], seed=1)
+    condition = data(*np.broadcast_shapes(*shapes), seed=2) > 0
+    np.testing.assert_array_equal(nn.where(condition, a, b).data, np.where(condition, a, b).astype(np.float64))
+    assert nn.check_gradient(lambda x, y: nn.where(condition, x, y), [a, b]) < 1e-6
+
+
+def test_a_maximum_that_ties_shares_its_gradient():
+    x = nn.Tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], requires_grad=True)
+    nn.max(x, axis=1).sum().backward()
+    np.testing.assert_allclose(x.grad, [[0, 0.5, 0.5], [1 / 3] * 3])
+    with pytest.raises(ValueError, match="max of an empty"):
+        nn.max(nn.Tensor(np.ones((0, 2))))
+
+
+@pytest.mark.parametrize("indptr", [[0, 3, 3, 4, 9], [0, 9], [0, 0, 9, 9], list(range(10))], ids=str)
+@pytest.mark.parametrize("columns", [(), (1,), (3,)], ids=str)
+def test_segment_softmax(indptr, columns):
+    x = 50 * data(9, *columns)
+    parts = [np.exp(p - p.max(0)) / np.exp(p - p.max(0)).sum(0) for p in np.split(x, indptr[1:-1]) if len(p)]
+    np.testing.assert_allclose(nn.segment_softmax(nn.Tensor(x), indptr).data, np.concatenate(parts), rtol=1e-12)
+    assert nn.check_gradient(lambda t: nn.segment_softmax(t, indptr), [x / 50]) < 1e-6
+
+
+ARCS = Block(np.array([0, 2, 2, 6], np.int64), np.array([4, 1, 0, 3, 3, 1], np.int64), 5, 3,
+             weights=np.array([0.5, -1, 2, 0.3, 1, 1]))  # unsorted, one arc twice, a target and a source without any
+
+
+def test_operations_on_arcs():
+    targets, sources = np.repeat(np.arange(3), np.diff(ARCS.indptr)), ARCS.indices
+    left, right, vector, slant = data(3, 2, 4), data(5, 2, 4), data(2, 4), data(2, 4, seed=1)
+    both = left[targets] + right[sources] + ARCS.weights[:, None, None] * slant
+    cases = {
+        "add": (lambda a, b: nn.arc_add(ARCS, a, b), [left[:, :, 0], right[:, :, 0]],
+                left[targets, :, 0] + right[sources, :, 0]),
+        "dot": (lambda a, b: nn.arc_dot(ARCS, a, b), [left, right], (left[targets] * right[sources]).sum(-1)),
+        "scores": (lambda *t: nn.arc_scores(ARCS, *t), [left, right, vector, slant],
+                   (np.where(both > 0, both, 0.2 * both) * vector).sum(-1)),
+    }
+    for function, arrays, expected in cases.values():
+        np.testing.assert_allclose(function(*map(nn.Tensor, arrays)).data, expected)
+        assert nn.check_gradient(function, arrays) < 1e-6
+    weights, expected = data(6, 2), np.zeros((3, 2, 4))
+    np.add.at(expected, targets, weights[:, :, None] * right[sources])
+    np.testing.assert_allclose(nn.arc_combine(ARCS, nn.Tensor(weights), right).data, expected)
+    assert nn.check_gradient(lambda w, x: nn.arc_combine(ARCS, w, x), [weights, right]) < 1e-6
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_aggregate_and_products_with_sparse_arrays(reduce):
+    x = data(5, 3)
+    assert nn.check_gradient(lambda t: nn.aggregate(ARCS, t, reduce), [x]) < 1e-6
+    matrix = sparse.csr_array(np.where(data(3, 5) > 0, data(3, 5), 0))
+    np.testing.assert_allclose(nn.spmm(matrix, nn.Tensor(x)).data, matrix @ x)
+    assert nn.check_gradient(lambda t: nn.spmm(matrix, t), [x]) < 1e-6
+
+
+@pytest.mark.parametrize("restart", [0.0, 0.3])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_propagate(steps, restart):
+    matrix, x = sparse.csr_array(np.where(data(5, 5) > 0, 0.4, 0)), data(5, 3)
+    expected = x
+    for _ in range(steps):
+        expected = (1 - restart) * (matrix @ expected) + restart * x
+    np.testing.assert_allclose(nn.propagate(matrix, nn.Tensor(x), steps, restart).data, expected)
+    assert nn.check_gradient(lambda t: nn.propagate(matrix, t, steps, restart), [x]) < 1e-6
+
+
+@pytest.mark.parametrize("others", ["", "b", "s", "sb"])
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+@pytest.mark.parametrize("widths", [(2, 5), (60, 1)], ids=str)
+def test_graph_linear_in_either_order(widths, reduce, others):
+    block = Block(ARCS.indptr, ARCS.indices, 5, 3)
+    arrays = [data(5, widths[0]), data(*widths)]
+    arrays += [data(*widths, seed=1)] * ("s" in others) + [data(widths[1], seed=2)] * ("b" in others)
+
+    def function(x, weight, *rest):
+        rest = list(rest)
+        own = rest.pop(0) if "s" in others else None
+        return nn.graph_linear(block, x, weight, rest[0] if rest else None, own, reduce)
+
+    expected = nn.aggregate(block, arrays[0], reduce).data @ arrays[1]
+    expected = expected + (arrays[0][:3] @ arrays[2] if "s" in others else 0) + (arrays[-1] if "b" in others else 0)
+    np.testing.assert_allclose(function(*map(nn.Tensor, arrays)).data, expected)
+    assert nn.check_gradient(function, arrays) < 1e-6
 
 
 def test_a_zero_row_has_length_zero_and_gradient_zero():

@@ -4,6 +4,8 @@
 whole graph is used more than once, because it keeps its transpose. Values of arcs stand in the order of the block's
 ``indices``.
 """
+import math
+
 import numpy as np
 
 from gnncy import graph
@@ -265,7 +267,7 @@ def arc_combine(adjacency, weights, x) -> Tensor:
 
 class SegmentSoftmax(Operation):
     def forward(self, x, indptr):
-        flat = np.ascontiguousarray(x).reshape(len(x), -1)
+        flat = np.ascontiguousarray(x).reshape(len(x), math.prod(x.shape[1:]))
         out = _run(arcs.softmax, np.empty_like(flat), len(indptr) - 1, indptr, flat)
         self.save(out)
         return out.reshape(x.shape)
