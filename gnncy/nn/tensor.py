@@ -1,8 +1,10 @@
 """A small tape autograd: arrays that remember how they were computed."""
+import heapq
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +38,48 @@ def grad_enabled() -> bool:
     return getattr(_state, "enabled", True)
 
 
+@contextmanager
+def recording(kind: str) -> Iterator[None]:
+    """Record in another way: ``"forget"`` keeps nothing, yet results say whether they need a gradient; ``"again"``
+    records a stretch that was forgotten, for its backward pass."""
+    before = grad_enabled(), recording_kind()
+    _state.enabled, _state.kind = True, kind
+    try:
+        yield
+    finally:
+        _state.enabled, _state.kind = before
+
+
+def recording_kind() -> str:
+    """``"once"``, or what :func:`recording` says: what counts forward passes shall not count ``"again"``."""
+    return getattr(_state, "kind", "once")
+
+
+class Watcher:
+    """Sees every operation of its thread inside :func:`watching`."""
+
+    def before(self, operation: type["Operation"], options: dict) -> None:
+        """Called before an operation runs; may change ``options``."""
+
+    def after(self, node: "Operation", inputs: tuple["Tensor", ...], out: "Tensor | None") -> None:
+        """Called when it has run, and, without ``inputs`` and ``out``, when what it saved was brought back."""
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Let ``watcher`` see the operations of this thread inside the block, after those that watch already."""
+    before = _watchers()
+    _state.watchers = (*before, watcher)
+    try:
+        yield
+    finally:
+        _state.watchers = before
+
+
+def _watchers() -> tuple[Watcher, ...]:
+    return getattr(_state, "watchers", ())
+
+
 class Operation:
     """One step on the tape. A subclass writes ``forward`` and ``backward`` side by side.
 
@@ -44,11 +88,14 @@ class Operation:
     shape; it must not change ``grad``.
     """
 
-    inputs: tuple["Tensor", ...] | None
+    # For each input that needs a gradient the leaf, or the operation that made it: its array is not kept alive.
+    inputs: "tuple[Tensor | Operation | None, ...] | None" = None
     needs: tuple[bool, ...]
     options: dict
-    saved: tuple = ()
+    saved: Any = ()  # a tuple, or a callable that brings it back
+    shape: tuple[int, ...]
     serial: int
+    again: "Callable[[], Tensor] | None" = None  # computes the result again, recorded, from the same inputs
 
     def forward(self, *arrays, **options) -> np.ndarray:
         raise NotImplementedError
@@ -66,17 +113,34 @@ class Operation:
         dtypes = [t.dtype for t in inputs if isinstance(t, Tensor)]
         dtype = np.result_type(*dtypes) if dtypes else None
         tensors = tuple(t if isinstance(t, Tensor) else Tensor(np.asarray(t, dtype)) for t in inputs)
+        watchers = _watchers()
+        for watcher in watchers:
+            watcher.before(cls, options)
         node = cls()
         enabled = grad_enabled()
         node.needs = tuple(enabled and t.requires_grad for t in tensors)
         node.options = options
         out = Tensor(node.forward(*(t.data for t in tensors), **options))
         if any(node.needs):
-            node.inputs = tensors
-            node.serial = next(_serial)
-            out.requires_grad = True
-            out._node = node
+            node.link(tensors, out)
+        for watcher in watchers:
+            watcher.after(node, tensors, out)
         return out
+
+    def link(self, tensors: tuple["Tensor", ...], out: "Tensor") -> None:
+        """Make this the operation that ``out`` came from."""
+        out.requires_grad = True
+        if recording_kind() == "forget":
+            out._node = _FORGOTTEN
+            return
+        self.inputs = tuple((t if t._node is None else t._node) if needed else None
+                            for t, needed in zip(tensors, self.needs, strict=True))
+        self.shape = out.shape
+        self.serial = next(_serial)
+        out._node = self
+
+
+_FORGOTTEN = Operation()  # leads nowhere: backward through it is refused
 
 
 class Tensor:
@@ -288,44 +352,62 @@ def _accumulate(leaf: Tensor, grad: np.ndarray) -> None:
         leaf.grad += grad
 
 
-def _run(root: Operation, seed: np.ndarray) -> None:
-    """Reverse the tape from ``root``, latest operation first."""
+def _refuse_used(root: Operation) -> None:
+    """Raise before anything is done if a part of the tape below ``root`` was used up."""
     found, stack = {root}, [root]
     while stack:
         node = stack.pop()
         if node.inputs is None:
             raise RuntimeError("backward was already called through this part of the tape and what it saved is freed; "
                                "run the forward pass again, or add the losses and call backward once")
-        for tensor, needed in zip(node.inputs, node.needs, strict=True):
-            before = tensor._node
-            if needed and before is not None and before not in found:
-                found.add(before)
-                stack.append(before)
-    tape = sorted(found, key=lambda node: node.serial)
-    found.clear()
+        for source in node.inputs:
+            if isinstance(source, Operation) and source not in found:
+                found.add(source)
+                stack.append(source)
+
+
+def _run(root: Operation, seed: np.ndarray) -> None:
+    """Reverse the tape from ``root``, latest operation first."""
+    _refuse_used(root)
+    heap = [(-root.serial, root)]
     pending: dict[Operation, np.ndarray] = {root: seed}
     owned: set[Operation] = set()  # whose pending array was made here and may be added to in place
-    while tape:
-        node = tape.pop()
-        inputs = node.inputs
-        grads = node.backward(pending.pop(node))
+
+    def give(source: Tensor | Operation, grad: np.ndarray) -> None:
+        assert grad.shape == source.shape, f"{type(source).__name__}: gradient of another shape"
+        if isinstance(source, Tensor):
+            _accumulate(source, grad)
+        elif source not in pending:
+            pending[source] = grad
+            heapq.heappush(heap, (-source.serial, source))
+        elif source in owned:
+            pending[source] += grad
+        else:
+            pending[source] = pending[source] + grad
+            owned.add(source)
+
+    while heap:
+        node = heapq.heappop(heap)[1]
+        grad = pending.pop(node)
         owned.discard(node)
+        if node.again is not None:
+            # The stretch takes its place on the tape: later than all that is left, as it was, so sums keep their order.
+            source = node.again()._node
+            node.inputs = node.again = None
+            assert source is not None
+            give(source, grad)
+            continue
+        if callable(node.saved):
+            node.saved = node.saved()
+            for watcher in _watchers():
+                watcher.after(node, (), None)
+        inputs, grads = node.inputs, node.backward(grad)
         node.inputs, node.saved = None, ()
         assert inputs is not None and len(grads) == len(inputs), f"{type(node).__name__}: one gradient per input"
-        for tensor, needed, grad in zip(inputs, node.needs, grads, strict=True):
-            if not needed:
-                continue
-            assert grad is not None and grad.shape == tensor.shape, f"{type(node).__name__}: gradient of another shape"
-            before = tensor._node
-            if before is None:
-                _accumulate(tensor, grad)
-            elif before not in pending:
-                pending[before] = grad
-            elif before in owned:
-                pending[before] += grad
-            else:
-                pending[before] = pending[before] + grad
-                owned.add(before)
+        for source, grad in zip(inputs, grads, strict=True):
+            if source is not None:
+                give(source, grad)
+        del grad, grads  # or they would live on through the next operation
 
 
 from gnncy.nn import ops  # noqa: E402  (the operations need Tensor and Operation)

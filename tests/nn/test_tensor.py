@@ -52,7 +52,7 @@ def test_a_chain_of_ten_thousand_operations_needs_no_recursion():
 def test_saved_arrays_are_freed_as_soon_as_used_while_the_result_lives():
     x = nn.Tensor(np.ones((4, 4)), requires_grad=True)
     y = x.exp()
-    kept = weakref.ref(y)
+    kept = weakref.ref(y.data)
     loss = (y * y).sum()
     del y
     gc.collect()
@@ -60,6 +60,19 @@ def test_saved_arrays_are_freed_as_soon_as_used_while_the_result_lives():
     loss.backward()
     assert kept() is None
     assert loss.item() > 0
+
+
+def test_the_tape_keeps_only_what_operations_saved():
+    x = nn.Tensor(np.ones((4, 4)), requires_grad=True)
+    y = x + 1.0
+    dropped = weakref.ref(y.data)
+    z = y * 2.0 + x  # the product saves y
+    total = (z + 1.0).sum()
+    unneeded = weakref.ref(z.data)
+    del y, z
+    assert dropped() is not None and unneeded() is None
+    total.backward()
+    np.testing.assert_array_equal(x.grad, np.full((4, 4), 3))
 
 
 def test_second_backward_is_refused_with_a_reason():
