@@ -1,6 +1,7 @@
 """Tape autograd over numpy arrays, and the layers of encoders."""
 from gnncy.nn.attention import *  # noqa: F403
 from gnncy.nn.attention import __all__ as _attention
+from gnncy.nn.checkpointing import RecomputationPolicy, checkpoint, checkpoint_sequential
 from gnncy.nn.conv import *  # noqa: F403
 from gnncy.nn.conv import __all__ as _conv
 from gnncy.nn.encoders import Projected, ResidualMLP
@@ -13,5 +14,5 @@ from gnncy.nn.ops import *  # noqa: F403
 from gnncy.nn.ops import __all__ as _ops
 from gnncy.nn.tensor import Operation, Parameter, Tensor, no_grad
 
-__all__ = ["Operation", "Parameter", "Projected", "ResidualMLP", "Tensor", "check_gradient", "no_grad", *_attention,
-           *_conv, *_layers, *_modules, *_ops]
+__all__ = ["Operation", "Parameter", "Projected", "RecomputationPolicy", "ResidualMLP", "Tensor", "check_gradient",
+           "checkpoint", "checkpoint_sequential", "no_grad", *_attention, *_conv, *_layers, *_modules, *_ops]

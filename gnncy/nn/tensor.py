@@ -39,20 +39,28 @@ def grad_enabled() -> bool:
 
 
 @contextmanager
-def recording(kind: str) -> Iterator[None]:
-    """Record in another way: ``"forget"`` keeps nothing, yet results say whether they need a gradient; ``"again"``
-    records a stretch that was forgotten, for its backward pass."""
-    before = grad_enabled(), recording_kind()
-    _state.enabled, _state.kind = True, kind
+def recording(*, forget: bool, repeated: bool | None = None) -> Iterator[None]:
+    """Record operations; with ``forget`` nothing is kept, yet results say whether they need a gradient.
+
+    ``repeated`` says that the pass was made before, or is made to be measured: see :func:`repeated_pass`.
+    """
+    before = grad_enabled(), forgetting(), repeated_pass()
+    _state.enabled, _state.forget = True, forget
+    _state.repeated = before[2] if repeated is None else repeated
     try:
         yield
     finally:
-        _state.enabled, _state.kind = before
+        _state.enabled, _state.forget, _state.repeated = before
 
 
-def recording_kind() -> str:
-    """``"once"``, or what :func:`recording` says: what counts forward passes shall not count ``"again"``."""
-    return getattr(_state, "kind", "once")
+def forgetting() -> bool:
+    """Whether operations on this thread leave nothing on the tape though gradients are enabled."""
+    return getattr(_state, "forget", False)
+
+
+def repeated_pass() -> bool:
+    """Whether this forward pass repeats another: what counts passes, such as running means, shall leave it out."""
+    return getattr(_state, "repeated", False)
 
 
 class Watcher:
@@ -130,7 +138,7 @@ class Operation:
     def link(self, tensors: tuple["Tensor", ...], out: "Tensor") -> None:
         """Make this the operation that ``out`` came from."""
         out.requires_grad = True
-        if recording_kind() == "forget":
+        if forgetting():
             out._node = _FORGOTTEN
             return
         self.inputs = tuple((t if t._node is None else t._node) if needed else None
@@ -392,10 +400,10 @@ def _run(root: Operation, seed: np.ndarray) -> None:
         owned.discard(node)
         if node.again is not None:
             # The stretch takes its place on the tape: later than all that is left, as it was, so sums keep their order.
-            source = node.again()._node
+            stretch = node.again()._node
             node.inputs = node.again = None
-            assert source is not None
-            give(source, grad)
+            assert stretch is not None
+            give(stretch, grad)
             continue
         if callable(node.saved):
             node.saved = node.saved()
