@@ -3,6 +3,7 @@ import os
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from gnncy.storage.plans import DiskModel
 class _Layer:
     function: Callable[[np.ndarray], np.ndarray]
     cost: float = 0.0
-    state: dict | None = None
-    shape: tuple[int, ...] = ()
+    state: Any = None
+    nbytes: int = 0
 
 
 class EfficientBackprop:
@@ -138,7 +139,8 @@ class EfficientBackprop:
         out = forward_fn(input)
         measured = 1e3 * (time.perf_counter() - start)
         self._order.append(layer)
-        self._layers[layer] = _Layer(forward_fn, measured if cost is None else cost, state, np.shape(input))
+        self._layers[layer] = _Layer(forward_fn, measured if cost is None else cost, state,
+                                      np.asarray(input).nbytes)
         return out
 
     def _forget_from(self, place: int) -> None:
@@ -192,7 +194,7 @@ class EfficientBackprop:
         stop = start
         while start < place:
             if stop == start:
-                largest = max(int(np.prod(self._layers[self._order[k]].shape)) for k in range(start, place)) * x.itemsize
+                largest = max(self._layers[self._order[k]].nbytes for k in range(start, place))
                 free = (manager.memory_budget - manager.memory_usage) // max(largest, 1)
                 stop = start + split_for_slots(place - start + 1, 1 + free)
             layer = self._layers[self._order[start]]

@@ -210,7 +210,8 @@ class Estimate:
                 ("working memory", format_bytes(self.working_bytes)),
                 ("peak, at most", format_bytes(self.peak_bytes)),
                 ("time", f"{self.seconds:.3g} s, {self.recompute_seconds:.3g} s of it recomputing"),
-                ("extra layer passes", str(self.extra_forwards)), ("to disk and back", format_bytes(self.spilled_bytes))]
+                ("extra layer passes", str(self.extra_forwards)),
+                ("to disk and back", format_bytes(self.spilled_bytes))]
         return "\n".join(f"{name:<20}{value}" for name, value in rows)
 
 
@@ -251,12 +252,13 @@ def estimate(model, batch, policy: RecomputationPolicy | Schedule | None = None)
     """
     chain = model if isinstance(model, Chain) else measure_chain(model, batch)
     policy = RecomputationPolicy.off() if policy is None else policy
-    plain = isinstance(policy, tuple)
-    schedule = check_schedule(policy, len(chain)) if plain else policy.schedule(chain)
-    disk = None if plain else policy.disk
+    if isinstance(policy, tuple):
+        name, schedule, disk = "a schedule", check_schedule(policy, len(chain)), None
+    else:
+        name, schedule, disk = policy.name, policy.schedule(chain), policy.disk
     cost = simulate(chain, schedule, disk)
-    return Estimate("schedule" if plain else policy.name, schedule, cost.peak_bytes, max(chain.working, default=0),
-                    cost.seconds, cost.extra_forwards, cost.recompute_seconds, cost.spilled_bytes, chain)
+    return Estimate(name, schedule, cost.peak_bytes, max(chain.working, default=0), cost.seconds, cost.extra_forwards,
+                    cost.recompute_seconds, cost.spilled_bytes, chain)
 
 
 @dataclass
@@ -373,4 +375,4 @@ def profile(model, batch, policy: RecomputationPolicy | Schedule | None = None,
     end = time.perf_counter()
     timeline = np.array([(0.0, 0), *((at - start, nbytes) for at, nbytes in meter.timeline)])
     return Profile(rows, timeline, middle - start, end - middle, meter.peak,
-                   "schedule" if isinstance(policy, tuple) else policy.name)
+                   "a schedule" if isinstance(policy, tuple) else policy.name)

@@ -208,7 +208,7 @@ def _run(layers, schedule: Schedule | range, x: Tensor, file: SpillFile | None) 
     for item in schedule:
         if isinstance(item, tuple):
             x = checkpoint(partial(_run, layers, item, file=file), x)
-        elif isinstance(item, Spill) and not forgetting():
+        elif isinstance(item, Spill) and file is not None and not forgetting():
             with spilling(file):
                 x = layers[item](x)
         else:

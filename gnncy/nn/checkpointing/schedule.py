@@ -217,7 +217,7 @@ def every(n: int, size: int) -> Schedule:
 
 
 def sqrt(n: int) -> Schedule:
-    r"""Stretches of :math:`\lceil\sqrt n\rceil` layers: about 2 sqrt(n) activations, less than one more forward pass."""
+    r"""Stretches of :math:`\lceil\sqrt n\rceil` layers: about 2 sqrt(n) activations, under one more forward pass."""
     return every(n, math.isqrt(n - 1) + 1)
 
 
@@ -272,8 +272,8 @@ def least_memory(chain: Chain) -> tuple[int, Schedule]:
             t = s + length
             for paid in (0, 1):
                 own = 0 if paid else boundary[s]
-                keep = max(own + chain.record_peak[s], _kept(chain, s, own) + need[int(chain.keeps_output[s]), s + 1, t])
-                best, place = keep, 0
+                after = need[int(chain.keeps_output[s]), s + 1, t]
+                best, place = max(own + chain.record_peak[s], _kept(chain, s, own) + after), 0
                 if length > 1:
                     middle = np.arange(s + 1, t)
                     run = np.maximum.accumulate(_forward_need(chain, s, t - 1))

@@ -36,12 +36,12 @@ class SpillFile:
     """
 
     def __init__(self, folder: str | os.PathLike | None = None):
+        self._folder = tempfile.gettempdir() if folder is None else folder
         try:
-            self._file = tempfile.TemporaryFile(prefix="gnncy-", dir=folder)
+            self._file = tempfile.TemporaryFile(prefix="gnncy-", dir=os.fspath(self._folder))
         except OSError as error:
-            raise StorageError(error.errno, f"no temporary file for activations can be made in "
-                                            f"{folder or tempfile.gettempdir()}: {error.strerror}") from error
-        self._folder = folder or tempfile.gettempdir()
+            raise StorageError(error.errno, f"no temporary file for activations can be made in {self._folder}: "
+                                            f"{error.strerror}") from error
         self._free: list[tuple[int, int]] = []  # (start, stop), ascending, never touching
         self._end = 0
         self._lock = threading.Lock()
@@ -53,6 +53,10 @@ class SpillFile:
 
     def __exit__(self, *error) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def close(self) -> None:
         """Give the file back to the system."""
@@ -69,7 +73,7 @@ class SpillFile:
         order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         flat = np.ascontiguousarray(array.T if order == "F" else array).reshape(-1)
         start = self._take(flat.nbytes)
-        data = memoryview(flat.view(np.uint8))
+        data = flat.view(np.uint8).data
         try:
             done = 0
             while done < len(data):
@@ -85,7 +89,7 @@ class SpillFile:
         """The array at a place, as it was written."""
         start, shape, dtype, order = place
         out = aligned_empty(shape[::-1] if order == "F" else shape, dtype)
-        data = memoryview(out.reshape(-1).view(np.uint8))
+        data = out.reshape(-1).view(np.uint8).data
         done = 0
         while done < len(data):
             got = os.preadv(self._file.fileno(), [data[done:done + _PIECE]], start + done)
@@ -134,14 +138,13 @@ class _OnDisk:
     """One array in the file, read once for all operations that saved it."""
 
     def __init__(self, file: SpillFile, array: np.ndarray):
-        self.file, self.place, self.users, self.array = file, file.write(array), 0, None
+        self.file, self.place, self.users = file, file.write(array), 0
+        self.array: np.ndarray | None = None
 
     def take(self) -> np.ndarray:
-        if self.array is None:
-            self.array = self.file.read(self.place)
-        array, self.users = self.array, self.users - 1
-        if not self.users:
-            self.array = None
+        array = self.file.read(self.place) if self.array is None else self.array
+        self.users -= 1
+        self.array = array if self.users else None
         return array
 
     def __del__(self):
