@@ -207,7 +207,7 @@ def _reference(layer):
 
 def _fitting(chain: Chain, memory: int, disk, candidates: list[Schedule]) -> Schedule:
     """The quickest of the best schedule and some simple ones that fits ``memory``."""
-    least, frugal = schedules.least_memory(chain)
+    least, frugal = schedules.least_memory(chain, spill=disk is not None)
     if memory < least:
         everything = simulate(chain, schedules.keep_all(len(chain))).peak_bytes
         raise MemoryLimitError(f"memory_budget {format_bytes(memory)} is too small for the activations of these "

@@ -261,8 +261,26 @@ def split_for_slots(n: int, slots: int) -> int:
 _LEVELS, _ENTRIES = 1000, 16_000_000
 
 
-def least_memory(chain: Chain) -> tuple[int, Schedule]:
-    """Fewest bytes that any schedule needs, and one that needs no more (computed exactly, without levels)."""
+def least_memory(chain: Chain, *, spill: bool = False) -> tuple[int, Schedule]:
+    """Fewest bytes that any schedule needs, and one that needs no more.
+
+    Parameters
+    ----------
+    chain : Chain
+    spill : bool
+        Whether layers may go to disk.
+
+    Returns
+    -------
+    nbytes : int
+    schedule : nested tuple
+
+    Examples
+    --------
+    >>> from gnncy.nn.checkpointing import Chain, least_memory
+    >>> least_memory(Chain.uniform(3))
+    (3, ((0, 1), 2))
+    """
     n = len(chain)
     boundary = np.array(chain.boundary)
     need = np.zeros((2, n + 1, n + 1), np.int64)  # [input paid already, first layer, stop]
@@ -274,6 +292,8 @@ def least_memory(chain: Chain) -> tuple[int, Schedule]:
                 own = 0 if paid else boundary[s]
                 after = need[int(chain.keeps_output[s]), s + 1, t]
                 best, place = max(own + chain.record_peak[s], _kept(chain, s, own) + after), 0
+                if spill:
+                    best = max(own + chain.record_peak[s], need[0, s + 1, t])
                 if length > 1:
                     middle = np.arange(s + 1, t)
                     run = np.maximum.accumulate(_forward_need(chain, s, t - 1))
@@ -288,8 +308,8 @@ def least_memory(chain: Chain) -> tuple[int, Schedule]:
         while s < t:
             j = split[paid, s, t]
             if j == 0:
-                items.append(s)
-                paid, s = int(chain.keeps_output[s]), s + 1
+                items.append(Spill(s) if spill else s)
+                paid, s = 0 if spill else int(chain.keeps_output[s]), s + 1
             else:
                 items.append(build(1, s, int(j)))
                 paid, s = 0, int(j)
