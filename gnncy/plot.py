@@ -1,4 +1,4 @@
-"""Figures of a training run and of an embedding (needs ``pip install 'gnncy[plot]'``).
+"""Figures of a training run, of a step and of an embedding (needs ``pip install 'gnncy[plot]'``).
 
 Every function takes the axes to draw on as ``ax``, or makes a figure of its own, and returns the axes; ``save``
 writes the figure to a file. Nothing here touches pyplot, so no window opens and no figure stays behind.
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnncy._check import check_array, check_int
+from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import seed_from, stream
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["embedding", "history", "io_timeline"]
+__all__ = ["activations", "embedding", "history", "io_timeline"]
 
 # Okabe and Ito's colours, distinguishable with any kind of colour vision, darkest last.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -159,6 +160,56 @@ def io_timeline(history: Sequence[Mapping[str, Any]], *, ax=None, save: str | os
     _epochs(axes[2], epochs)
     _save(axes[0], save)
     return axes
+
+
+def activations(profile, *, budget: int | str | None = None, ax: "Axes | None" = None,
+                save: str | os.PathLike | None = None) -> "Axes":
+    """Bytes of activations over a training step: they grow in the forward pass and go in the backward pass.
+
+    Parameters
+    ----------
+    profile : Profile
+        From :func:`gnncy.nn.checkpointing.profile`.
+    budget : int or str, optional
+        Bytes, drawn as a line.
+    ax : matplotlib Axes, optional
+    save : path, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy import nn, plot
+    >>> from gnncy.nn.checkpointing import profile
+    >>> step = profile(nn.MLP([8, 8, 8, 8], rng=0), np.ones((100, 8), np.float32), nn.RecomputationPolicy.sqrt())
+    >>> plot.activations(step).get_xlabel()
+    'seconds'
+    """
+    seconds, nbytes = profile.timeline.T
+    ax = _axes(ax)
+    _tidy(ax)
+    ax.fill_between(seconds, nbytes / 1e6, step="post", color=_COLOURS[0], alpha=0.15, linewidth=0)
+    ax.step(seconds, nbytes / 1e6, where="post", color=_COLOURS[0], linewidth=1.5)
+    ax.axvline(profile.forward_seconds, color=_GREY, linewidth=0.8)
+    ax.annotate("backward", (profile.forward_seconds, 1), xycoords=("data", "axes fraction"), xytext=(4, -10),
+                textcoords="offset points", fontsize=9, color=_GREY)
+    top = nbytes.max(initial=1)
+    if budget is not None:
+        limit = parse_bytes(budget, "budget")
+        top = max(top, limit)
+        ax.axhline(limit / 1e6, color=_COLOURS[5], linewidth=1.2, linestyle="--")
+        ax.annotate("budget", (0, limit / 1e6), xytext=(4, 3), textcoords="offset points", fontsize=9,
+                    color=_COLOURS[5])
+    ax.set_ylim(0, 1.15 * top / 1e6)
+    ax.set_xlim(0, seconds[-1] or 1)
+    ax.set_xlabel("seconds")
+    ax.set_ylabel("activations, MB")
+    ax.set_title(f"{profile.policy}: at most {format_bytes(profile.peak_bytes)}", fontsize=10, color=_GREY, loc="left")
+    _save(ax, save)
+    return ax
 
 
 def embedding(Z, labels=None, *, class_names: Sequence[str] | None = None, max_points: int = 20_000, random_state=0,

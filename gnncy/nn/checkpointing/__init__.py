@@ -1,7 +1,7 @@
 """Gradient checkpointing: activations kept, recomputed or spilled, so that training fits a stated number of bytes."""
 from gnncy.nn.checkpointing.backprop import EfficientBackprop
-from gnncy.nn.checkpointing.estimate import Estimate, LayerProfile, Profile, estimate, measure_chain, profile
 from gnncy.nn.checkpointing.manager import ActivationCheckpoint, CheckpointStatistics, GradientCheckpointManager
+from gnncy.nn.checkpointing.measure import Estimate, LayerProfile, Profile, estimate, measure_chain, profile
 from gnncy.nn.checkpointing.meter import ActivationMeter
 from gnncy.nn.checkpointing.policy import RecomputationPolicy
 from gnncy.nn.checkpointing.recompute import checkpoint, checkpoint_sequential

@@ -187,7 +187,7 @@ class RecomputationPolicy:
         """The schedule for layers and an input; measured again only for other layers or another kind of input."""
         if not self.measures:
             return self._schedule(Chain.uniform(len(layers)))
-        from gnncy.nn.checkpointing.estimate import measure_chain
+        from gnncy.nn.checkpointing.measure import measure_chain
         kind = (x.shape, x.dtype, x.is_leaf, x.requires_grad, *(getattr(layer, "training", None) for layer in layers))
         if self._planned is not None:
             known, known_kind, schedule = self._planned

@@ -51,7 +51,6 @@ class _Layer:
     forward_peak: int
     record_peak: int
     working: int
-    output: np.ndarray
     output_bytes: int | None  # None where the output is a view of the input
     needs_grad: bool
 
@@ -74,7 +73,8 @@ def measure_chain(layers, x, *, working: bool = True) -> Chain:
     Notes
     -----
     No more than one layer's activations are held at a time. Equal layers (modules of one type with equal settings,
-    parameters of equal shapes and the very same other attributes) with inputs of one shape are measured once.
+    parameters of equal shapes and the very same other attributes) whose input and output have one shape are measured
+    once.
     Gradients and running statistics are left as they are.
     """
     layers = as_layers(layers)
@@ -85,12 +85,16 @@ def measure_chain(layers, x, *, working: bool = True) -> Chain:
     measured = []
     for layer in layers:
         key = (_signature(layer), data.shape, data.dtype, needs)
-        if key not in known:
-            known[key] = _measure(layer, data, needs, working)
-        found = known[key]
+        found = known.get(key)
+        if found is None:
+            found, out = _measure(layer, data, needs, working)
+            if out.shape == data.shape and out.dtype == data.dtype:
+                known[key] = found  # the input stands for the output of such a layer, so none is held
+            data = out
+            del out
         measured.append(found)
         boundary.append(boundary[-1] if found.output_bytes is None else found.output_bytes)
-        data, needs = found.output, found.needs_grad
+        needs = found.needs_grad
 
     def column(name):
         return tuple(getattr(found, name) for found in measured)
@@ -116,7 +120,8 @@ def _signature(value):
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)
 
 
-def _measure(layer: Callable[[Tensor], Tensor], data: np.ndarray, needs: bool, working: bool) -> _Layer:
+def _measure(layer: Callable[[Tensor], Tensor], data: np.ndarray, needs: bool,
+             working: bool) -> tuple[_Layer, np.ndarray]:
     x = Tensor(data, requires_grad=needs)
     with recording(forget=True, repeated=True), ActivationMeter() as meter:
         layer(x)
@@ -144,9 +149,10 @@ def _measure(layer: Callable[[Tensor], Tensor], data: np.ndarray, needs: bool, w
     finally:
         for leaf in saved.leaves.values():
             leaf.grad = kept[id(leaf)]
-    return _Layer(forward, backward, inner, id(owner(data)) in saved.arrays,
-                  not alias and id(owner(out.data)) in saved.arrays, forward_peak, meter.peak, max(more, 0),
-                  out.data, None if alias else owner(out.data).nbytes, out.requires_grad)
+    found = _Layer(forward, backward, inner, id(owner(data)) in saved.arrays,
+                   not alias and id(owner(out.data)) in saved.arrays, forward_peak, meter.peak, max(more, 0),
+                   None if alias else owner(out.data).nbytes, out.requires_grad)
+    return found, out.data
 
 
 def _traced(layer, x: Tensor, grad: np.ndarray) -> int:
