@@ -4,6 +4,8 @@ A comparison is a function marked with :func:`comparison`. It prepares its data 
 calls that do the same work. ``python -m asv_bench.peers --help`` runs them.
 """
 import gc
+import importlib
+import pkgutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +40,7 @@ class Case:
         return float(f"{value:.4g}")
 
 
-REGISTRY: dict[str, Callable[[bool, ExitStack], Iterator[Case]]] = {}
+REGISTRY: dict[str, Callable[..., Iterator]] = {}
 
 
 def comparison(function):
@@ -47,8 +49,21 @@ def comparison(function):
     return function
 
 
+def table(function):
+    """Register ``function(quick, threads)``, which measures by itself and yields its rows.
+
+    For calls that take too long, or too much memory, for alternating rounds: one run of each.
+    """
+    function.measures = True
+    REGISTRY[function.__name__] = function
+    return function
+
+
 def run(name: str, *, threads: int = 1, rounds: int = 7, quick: bool = False) -> Iterator[dict]:
     """Run the comparison ``name``: one row a case."""
+    if hasattr(REGISTRY[name], "measures"):
+        yield from ({"name": name, "threads": threads, **row} for row in REGISTRY[name](quick, threads))
+        return
     with ExitStack() as stack:
         for case in REGISTRY[name](quick, stack):
             ours, theirs = measure(case, threads, rounds)
@@ -96,4 +111,6 @@ def _timed(call, repeats):
     return (time.perf_counter() - start) / repeats, result
 
 
-from asv_bench.peers import graph, losses, mining, nn, optim, storage  # noqa: E402, F401  (each registers its comparisons)
+for _module in pkgutil.iter_modules(__path__):  # each registers its comparisons
+    if _module.name != "__main__":
+        importlib.import_module(f"{__name__}.{_module.name}")
