@@ -40,15 +40,20 @@ def network(adjacency, depth):
 
 
 def measured(step):
-    """Seconds of a call, and the most memory that the process held beyond what it had before."""
+    """CPU seconds of a call, and the most memory that the process held beyond what it had before.
+
+    A step takes long and is run once: seconds of the processor, summed over threads, bear other work beside them.
+    """
     from gnncy._memory import peak_rss, reset_peak, rss, trim
     gc.collect()
     trim()
     before = rss()
     reset_peak()
-    start = time.perf_counter()
+    start = time.process_time()
     result = step()
-    return time.perf_counter() - start, peak_rss() - before, result
+    seconds, peak = time.process_time() - start, peak_rss() - before
+    print(f"  {seconds:.1f} CPU s, {peak / 1e6:.0f} MB", file=sys.stderr, flush=True)
+    return seconds, peak, result
 
 
 def ours(model, x, weights, schedule):
@@ -158,7 +163,7 @@ def checkpointing(quick, threads):
             raise AssertionError(f"{name}: the gradients differ from those without checkpointing")
         spilled = sum(isinstance(layer, Spill) for layer in flatten(foretold.schedule))
         name = f"{name} ({spilled} layers on disk)" if spilled else name
-        yield row(f"{name}: step", run[0], "no checkpointing", seconds, "s", 0.69 if name == "sqrt" else None)
+        yield row(f"{name}: step", run[0], "no checkpointing", seconds, "CPU s", 0.69 if name == "sqrt" else None)
         yield row(f"{name}: activations", run[2][0] / 1e6, "estimate", foretold.activation_bytes / 1e6, "MB", 0.95)
         yield row(f"{name}: memory", run[1] / 1e6, "estimate, at most", foretold.peak_bytes / 1e6, "MB")
         if name == "sqrt":
@@ -175,7 +180,7 @@ def checkpointing(quick, threads):
             np.testing.assert_allclose(mine, other, rtol=0, atol=2e-3 * np.abs(other).max())
         mine, memory = (seconds, resident) if name == "no checkpointing" else root[:2]
         ask = 1 if not quick else None
-        yield row(f"{name}: step", mine, "torch", theirs[0], "s", ask)
+        yield row(f"{name}: step", mine, "torch", theirs[0], "CPU s", ask)
         yield row(f"{name}: memory", memory / 1e6, "torch", theirs[1] / 1e6, "MB", ask)
 
 

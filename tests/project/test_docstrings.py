@@ -5,8 +5,8 @@ import inspect
 
 import pytest
 
-ROOMS = ("graph", "storage", "storage.passes", "datasets", "nn", "losses", "optim", "training", "estimators",
-         "evaluate", "plot", "errors")
+ROOMS = ("graph", "storage", "storage.passes", "datasets", "nn", "nn.checkpointing", "losses", "optim", "training",
+         "estimators", "evaluate", "plot", "errors")
 # Sections in the wrong order or underlined wrongly, no summary, parameters that do not exist or stand in another order.
 SOUND = {"GL06", "GL07", "SS01", "PR02", "PR03"}
 # No docstring, parameters that are not named, nothing said of what comes back or is yielded, no example.

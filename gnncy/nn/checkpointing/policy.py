@@ -16,14 +16,22 @@ class RecomputationPolicy:
     """Which activations are kept for the backward pass; the others are recomputed.
 
     Made by its class methods: :meth:`off`, :meth:`all`, :meth:`none`, :meth:`every`, :meth:`selective`, :meth:`sqrt`,
-    :meth:`revolve`, :meth:`optimal`, :meth:`budget`.
+    :meth:`revolve`, :meth:`optimal`, :meth:`budget`; or by hand for a policy of one's own.
 
-    Attributes
+    Parameters
     ----------
     name : str
         As the policy is written, without the class.
+    schedule : callable
+        From a :class:`Chain` to a schedule.
     measures : bool
         Whether it needs the sizes and costs of the layers, or their number alone.
+    stores : callable
+        See :meth:`stores`; everything by default.
+    disk : DiskModel, optional
+        Costs of the disk that spilled layers go to.
+    folder : path, optional
+        Where their file lies.
 
     Notes
     -----

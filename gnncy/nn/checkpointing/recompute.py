@@ -96,7 +96,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs, rng: np.random.Generato
     function : callable
         Returns one Tensor. A :class:`~gnncy.nn.Module`, or anything that does the same when it is called again: it may
         use parameters, which receive their gradients, and call ``checkpoint`` itself.
-    inputs : Tensor or anything
+    *inputs : Tensor or anything
         Passed on. The Tensors are kept alive until the backward pass has used them.
     rng : numpy Generator, optional
         Generator that ``function`` draws from: its state is put back for the second time, and afterwards to what it

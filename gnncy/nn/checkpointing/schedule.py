@@ -17,7 +17,16 @@ Schedule = tuple  # of int, Spill and Schedule
 
 
 class Spill(int):
-    """A layer of a schedule whose saved arrays go to disk and come back for its backward pass."""
+    """A layer of a schedule whose saved arrays go to disk and come back for its backward pass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy import nn
+    >>> from gnncy.nn.checkpointing import Spill
+    >>> model = nn.MLP([4, 4, 4], rng=0)
+    >>> nn.checkpoint_sequential(model, np.ones((3, 4)), (Spill(0), 1, 2)).sum().backward()
+    """
 
     def __repr__(self):
         return f"Spill({int(self)})"
@@ -222,9 +231,31 @@ def sqrt(n: int) -> Schedule:
 
 
 def revolve(n: int, slots: int) -> Schedule:
-    r"""The fewest forward steps with ``slots`` kept inputs, the chain's among them (Griewank and Walther, 2000).
+    r"""The fewest forward steps with ``slots`` kept inputs, the chain's among them.
 
+    Parameters
+    ----------
+    n : int
+        Number of layers.
+    slots : int
+
+    Returns
+    -------
+    nested tuple of int
+
+    Notes
+    -----
     With :math:`r = \min\{r : \binom{c + r}{c} \ge n\}` for c slots that is :math:`r n - \binom{c + r}{r - 1}` steps.
+
+    References
+    ----------
+    Griewank and Walther, Algorithm 799: Revolve, ACM Transactions on Mathematical Software 26, 2000.
+
+    Examples
+    --------
+    >>> from gnncy.nn.checkpointing import Chain, revolve, simulate
+    >>> simulate(Chain.uniform(64), revolve(64, 9)).extra_forwards
+    126
     """
     check_int(n, "n", 1)
     check_int(slots, "slots", 1)
@@ -258,7 +289,7 @@ def split_for_slots(n: int, slots: int) -> int:
 
 # -- the best schedule for unequal layers ------------------------------------------------------------------------------
 
-_LEVELS, _ENTRIES = 1000, 16_000_000
+_LEVELS, _ENTRIES = 500, 16_000_000
 
 
 def least_memory(chain: Chain, *, spill: bool = False) -> tuple[int, Schedule]:
@@ -332,16 +363,42 @@ def _forward_need(chain: Chain, s: int, t: int) -> np.ndarray:
 
 
 def optimal(chain: Chain, memory: int, disk=None) -> Schedule | None:
-    r"""The schedule of least seconds within ``memory`` bytes; None if the levels of memory leave none.
+    r"""The schedule of least seconds within a number of bytes.
 
-    Dynamic programme over the first layer, the end and the memory (Beaumont et al., 2019), here with the arrays that a
-    layer shares with its neighbours counted once, and with the disk as a third way:
+    Parameters
+    ----------
+    chain : Chain
+    memory : int
+        Bytes.
+    disk : DiskModel, optional
+        What the disk costs; without it nothing is spilled.
+
+    Returns
+    -------
+    nested tuple of int, or None
+        None if the levels of memory leave no schedule.
+
+    Notes
+    -----
+    Dynamic programme over the first layer, the end and the memory, here with the arrays that a layer shares with its
+    neighbours counted once, and with the disk as a third way:
 
     .. math::
         C(s, t, m) = \min\{C(s+1, t, m - kept_s),\; w_s + C(s+1, t, m),\;
         \min_{s<j<t} \sum_{k=s}^{j-1} f_k + C(j, t, m - a_s) + C(s, j, m - a_s)\}
 
-    Sizes are rounded up to levels of memory, at most 1000 of them.
+    Sizes are rounded up to levels of memory, at most 500 of them.
+
+    References
+    ----------
+    Beaumont et al., Optimal Checkpointing for Heterogeneous Chains: How to Train Deep Neural Networks with Limited
+    Memory, 2019.
+
+    Examples
+    --------
+    >>> from gnncy.nn.checkpointing import Chain, optimal
+    >>> optimal(Chain.uniform(6), memory=4)
+    ((0, 1, 2), (3, 4), 5)
     """
     n = len(chain)
     unit = math.gcd(*chain.boundary, *chain.inner, *chain.forward_peak, *chain.record_peak) or 1
