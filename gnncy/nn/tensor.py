@@ -103,7 +103,8 @@ class Operation:
     saved: Any = ()  # a tuple, or a callable that brings it back
     shape: tuple[int, ...]
     serial: int
-    again: "Callable[[], Tensor] | None" = None  # computes the result again, recorded, from the same inputs
+    # Runs a forgotten stretch again, recorded: the operations that stand for it, each with the result it stands for.
+    again: "Callable[[], list[tuple[Operation, Tensor]]] | None" = None
 
     def forward(self, *arrays, **options) -> np.ndarray:
         raise NotImplementedError
@@ -396,15 +397,18 @@ def _run(root: Operation, seed: np.ndarray) -> None:
 
     while heap:
         node = heapq.heappop(heap)[1]
-        grad = pending.pop(node)
-        owned.discard(node)
+        if node not in pending:
+            continue  # stood for the same stretch as a later one
         if node.again is not None:
             # The stretch takes its place on the tape: later than all that is left, as it was, so sums keep their order.
-            stretch = node.again()._node
-            node.inputs = node.again = None
-            assert stretch is not None
-            give(stretch, grad)
+            for place, result in node.again():
+                place.inputs = place.again = None
+                if place in pending:
+                    give(result if result._node is None else result._node, pending.pop(place))
+            del place, result
             continue
+        grad = pending.pop(node)
+        owned.discard(node)
         if callable(node.saved):
             node.saved = node.saved()
             for watcher in _watchers():

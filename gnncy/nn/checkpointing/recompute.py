@@ -1,4 +1,5 @@
 """Stretches of the tape that are forgotten in the forward pass and computed again in the backward pass."""
+import weakref
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,8 +32,8 @@ class _Keys(Watcher):
     def repeat(self) -> None:
         self.place = 0
 
-    def finish(self) -> None:
-        if self.place != len(self.noted):
+    def finish(self, sound: bool) -> None:
+        if self.place != len(self.noted) or not sound:
             self._differs()
 
     def _differs(self):
@@ -41,30 +42,44 @@ class _Keys(Watcher):
                            "backward has ended")
 
 
-class _Stretch(Operation):
-    """Stands on the tape for what ``function`` did, and does it again when its turn comes in the backward pass."""
+class _Result(Operation):
+    """Stands on the tape for one result of a stretch; when its turn comes in the backward pass, the stretch runs."""
+
+    def __init__(self, stretch: "_Stretch"):
+        self.stretch = stretch
+
+    def again(self):
+        return self.stretch.again()
+
+
+class _Stretch:
+    """A function, its inputs, and what makes it do the same a second time."""
 
     def __init__(self, function, inputs, rng, check):
         self.function, self.arguments, self.rng, self.check = function, inputs, rng, check
         self.keys = _Keys()
         self.state = None if rng is None else rng.bit_generator.state
-        self.again = self._again
+        self.places: list[weakref.ref[_Result]] = []
+        self.checksum: list[int] = []
 
-    def first(self) -> Tensor:
+    def first(self):
         with recording(forget=True), watching(self.keys):
             out = self.function(*self.arguments)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"a checkpointed function must return one Tensor, got {type(out).__name__}")
-        if not out.requires_grad:
-            return out
-        self.checksum = _checksum(out) if self.check else None
+        results = _results(out)
+        if self.check:
+            self.checksum = _checksum(results)
         tensors = tuple(x for x in self.arguments if isinstance(x, Tensor))
-        self.needs = tuple(x.requires_grad for x in tensors)
-        result = Tensor(out.data)
-        self.link(tensors, result)
-        return result
+        results = tuple(self._stand_in(x, tensors) if x.requires_grad else x for x in results)
+        return results[0] if isinstance(out, Tensor) else results
 
-    def _again(self) -> Tensor:
+    def _stand_in(self, result: Tensor, tensors: tuple[Tensor, ...]) -> Tensor:
+        node, out = _Result(self), Tensor(result.data)
+        node.needs = tuple(x.requires_grad for x in tensors)
+        node.link(tensors, out)
+        self.places.append(weakref.ref(node))
+        return out
+
+    def again(self) -> list[tuple[Operation, Tensor]]:
         function, arguments = self.function, self.arguments
         self.function = self.arguments = None  # so that nothing but the call holds the inputs
         if self.rng is not None:
@@ -72,29 +87,37 @@ class _Stretch(Operation):
         self.keys.repeat()
         try:
             with recording(forget=False, repeated=True), watching(self.keys):
-                out = function(*arguments)
+                results = _results(function(*arguments))
         finally:
             if self.rng is not None:
                 self.rng.bit_generator.state = present
-        self.keys.finish()
-        if self.check and _checksum(out) != self.checksum:
+        needed = [x for x in results if x.requires_grad]
+        self.keys.finish(len(needed) == len(self.places))
+        if self.check and _checksum(results) != self.checksum:
             raise RuntimeError("the checkpointed function gave other values the second time than the first: it draws "
                                "from a generator that it was not checkpointed with (rng=), or what it reads changed")
-        return out
+        places = [place() for place in self.places]
+        return [(place, x) for place, x in zip(places, needed, strict=True) if place is not None]
 
 
-def _checksum(out: Tensor) -> int:
-    return zlib.crc32(np.ascontiguousarray(out.data).data)
+def _results(out) -> tuple[Tensor, ...]:
+    results = (out,) if isinstance(out, Tensor) else out
+    if not isinstance(results, tuple) or not all(isinstance(x, Tensor) for x in results):
+        raise TypeError(f"a checkpointed function must return a Tensor or a tuple of Tensors, got {out!r:.80}")
+    return results
 
 
-def checkpoint(function: Callable[..., Tensor], *inputs, rng: np.random.Generator | None = None,
-               check: bool = False) -> Tensor:
+def _checksum(results: tuple[Tensor, ...]) -> list[int]:
+    return [zlib.crc32(np.ascontiguousarray(x.data).data) for x in results]
+
+
+def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = None, check: bool = False):
     """``function(*inputs)``, of which nothing is kept but the inputs; the backward pass computes it again.
 
     Parameters
     ----------
     function : callable
-        Returns one Tensor. A :class:`~gnncy.nn.Module`, or anything that does the same when it is called again: it may
+        Returns a Tensor, or a tuple of them. A :class:`~gnncy.nn.Module`, or anything that does the same when it is called again: it may
         use parameters, which receive their gradients, and call ``checkpoint`` itself.
     *inputs : Tensor or anything
         Passed on. The Tensors are kept alive until the backward pass has used them.
@@ -106,12 +129,13 @@ def checkpoint(function: Callable[..., Tensor], *inputs, rng: np.random.Generato
 
     Returns
     -------
-    Tensor
+    Tensor or tuple of Tensor
+        What ``function`` returns.
 
     Raises
     ------
     TypeError
-        If ``function`` returns anything but one Tensor.
+        If ``function`` returns anything else.
     RuntimeError
         In the backward pass, if ``function`` does not run the same operations again or, under ``check``, gives other
         values.
