@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from gnncy import nn, plot
+from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError
 from gnncy.nn import RecomputationPolicy as Policy
 from gnncy.nn.checkpointing import ActivationMeter, Chain, estimate, measure_chain, profile
@@ -18,6 +19,12 @@ class Residual(nn.Module):
 
     def forward(self, x):
         return x + self.linear(self.dropout(nn.relu(self.norm(x))))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    with working_threads(1):
+        yield
 
 
 def residual(depth=16, n=200, features=32, p=0.2):
@@ -91,12 +98,12 @@ def test_the_least_that_is_named_does():
 
 def test_the_process_takes_what_is_counted_and_foretold():
     # tracemalloc sees every array: activations, gradients, temporaries.
-    model, x = residual(24, 4000, 64)
+    model, x = residual(16, 1500, 64)
     for parameter in model.parameters():
         parameter.grad = np.zeros_like(parameter.data)
     measure_chain(model, x)  # first-time allocations
     plain = None
-    for policy in (Policy.off(), Policy.budget("8MB")):
+    for policy in (Policy.off(), Policy.budget("3MB")):
         foretold = estimate(model, x, policy)
         schedule = foretold.schedule
         tracemalloc.start()
@@ -106,7 +113,7 @@ def test_the_process_takes_what_is_counted_and_foretold():
             taken = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert meter.peak <= taken <= 1.02 * foretold.peak_bytes
+        assert meter.peak <= taken <= 1.02 * foretold.peak_bytes  # objects of Python among it
         plain = plain or taken
     assert taken < plain / 3
 

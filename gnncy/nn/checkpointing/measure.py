@@ -153,7 +153,9 @@ def _measure(layer: Callable[[Tensor], Tensor], data: np.ndarray, needs: bool,
             out.backward(grad)
             backward = time.perf_counter() - start
             if working:
-                more = _traced(layer, x, grad) - meter.peak
+                forwards, both = _traced(layer, x, grad)
+                # A stretch that is run again has the gradient of its result wait beside it.
+                more = max(forwards - meter.peak + grad.nbytes, both - meter.peak)
     finally:
         for leaf in saved.leaves.values():
             leaf.grad = kept[id(leaf)]
@@ -163,8 +165,8 @@ def _measure(layer: Callable[[Tensor], Tensor], data: np.ndarray, needs: bool,
     return found, out.data
 
 
-def _traced(layer, x: Tensor, grad: np.ndarray) -> int:
-    """Most bytes that a forward and a backward pass allocate, the gradient that comes in included."""
+def _traced(layer, x: Tensor, grad: np.ndarray) -> tuple[int, int]:
+    """Most bytes that a forward pass allocates, and that both passes do, the first gradient included."""
     running = tracemalloc.is_tracing()
     if not running:
         tracemalloc.start()
@@ -173,8 +175,9 @@ def _traced(layer, x: Tensor, grad: np.ndarray) -> int:
         tracemalloc.reset_peak()
         with recording(forget=False, repeated=True):
             out = layer(x)
+        forwards = tracemalloc.get_traced_memory()[1] - before
         out.backward(grad)
-        return tracemalloc.get_traced_memory()[1] - before
+        return forwards, tracemalloc.get_traced_memory()[1] - before
     finally:
         if not running:
             tracemalloc.stop()

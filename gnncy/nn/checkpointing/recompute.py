@@ -117,8 +117,8 @@ def checkpoint(function: Callable, *inputs, rng: np.random.Generator | None = No
     Parameters
     ----------
     function : callable
-        Returns a Tensor, or a tuple of them. A :class:`~gnncy.nn.Module`, or anything that does the same when it is called again: it may
-        use parameters, which receive their gradients, and call ``checkpoint`` itself.
+        Returns a Tensor, or a tuple of them. A :class:`~gnncy.nn.Module`, or anything that does the same when it is
+        called again: it may use parameters, which receive their gradients, and call ``checkpoint`` itself.
     *inputs : Tensor or anything
         Passed on. The Tensors are kept alive until the backward pass has used them.
     rng : numpy Generator, optional
