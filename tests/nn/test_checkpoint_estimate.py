@@ -1,10 +1,11 @@
 """Bytes foretold, bytes counted, and bytes that the process really takes."""
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 
-from gnncy import nn, plot
+from gnncy import graph, nn, plot
 from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError
 from gnncy.nn import RecomputationPolicy as Policy
@@ -156,6 +157,10 @@ def test_a_policy_plans_once_for_an_input_of_one_kind(monkeypatch):
     nn.checkpoint_sequential(model, x[:50], policy)
     nn.checkpoint_sequential(residual(4)[0], x[:50], policy)
     assert len(calls) == 3
+    layers, block = [nn.SAGEConv(8, 8, rng=k) for k in range(3)], graph.Block.from_csr(np.eye(20, dtype=np.float32))
+    for _ in range(2):
+        nn.checkpoint_sequential([partial(layer, block) for layer in layers], np.ones((20, 8), np.float32), policy)
+    assert len(calls) == 4
 
 
 def test_estimate_and_profile_read_well():

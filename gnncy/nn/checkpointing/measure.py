@@ -3,6 +3,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -114,6 +115,7 @@ def measure_chain(layers, x, *, working: bool = True) -> Chain:
 
 
 def _name(layer) -> str:
+    layer = layer.func if isinstance(layer, partial) else layer
     return type(layer).__name__ if isinstance(layer, Module) else getattr(layer, "__name__", type(layer).__name__)
 
 
@@ -123,6 +125,8 @@ def _signature(value):
         return value.shape, value.dtype, value.requires_grad
     if isinstance(value, Module):
         return type(value), tuple((name, _signature(x)) for name, x in vars(value).items() if name != "key")
+    if isinstance(value, partial):
+        return _signature(value.func), _signature(value.args), _signature(tuple(value.keywords.items()))
     if isinstance(value, (list, tuple)):
         return tuple(map(_signature, value))
     return value if isinstance(value, (int, float, str, bool, type(None))) else id(value)

@@ -1,8 +1,9 @@
 """What is kept and what is recomputed: one small class, made by a method for each policy."""
 import math
+import operator
 import os
-import weakref
 from collections.abc import Callable
+from functools import partial
 
 from gnncy._check import check_float, check_int
 from gnncy._memory import format_bytes, parse_bytes
@@ -196,21 +197,20 @@ class RecomputationPolicy:
         if not self.measures:
             return self._schedule(Chain.uniform(len(layers)))
         from gnncy.nn.checkpointing.measure import measure_chain
-        kind = (x.shape, x.dtype, x.is_leaf, x.requires_grad, *(getattr(layer, "training", None) for layer in layers))
+        parts = [part for layer in layers for part in _parts(layer)]
+        kind = (x.shape, x.dtype, x.is_leaf, x.requires_grad, *(getattr(part, "training", None) for part in parts))
         if self._planned is not None:
             known, known_kind, schedule = self._planned
-            if known_kind == kind and [get() for get in known] == layers:
+            if known_kind == kind and len(known) == len(parts) and all(map(operator.is_, known, parts)):
                 return schedule
         schedule = self.schedule(measure_chain(layers, x, working=False))
-        self._planned = [_reference(layer) for layer in layers], kind, schedule
+        self._planned = parts, kind, schedule
         return schedule
 
 
-def _reference(layer):
-    try:
-        return weakref.ref(layer)
-    except TypeError:
-        return lambda: layer
+def _parts(layer) -> list:
+    """A layer; for a ``functools.partial``, made anew at every step, what it is made of."""
+    return [layer.func, *layer.args, *layer.keywords.values()] if isinstance(layer, partial) else [layer]
 
 
 def _fitting(chain: Chain, memory: int, disk, candidates: list[Schedule]) -> Schedule:

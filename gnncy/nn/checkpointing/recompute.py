@@ -172,7 +172,7 @@ def checkpoint_sequential(layers, x, policy=None) -> Tensor:
     Parameters
     ----------
     layers : Sequential or sequence of callables
-        Each takes one Tensor and returns one.
+        Each takes one Tensor and returns one; ``functools.partial(layer, graph)`` gives a layer its graph.
     x : Tensor or array
         Input of the first.
     policy : RecomputationPolicy or schedule, optional
