@@ -199,18 +199,24 @@ def train(data: Graph, variant: Variant, kind: str, seed: int, steps: int) -> tu
 
 
 def table(rows: list[dict], names: list[str]) -> list[str]:
-    """The results as a table in reStructuredText: accuracy in per cent, mean and standard deviation."""
-    def cell(row, name):
-        found = row["accuracy"].get(name)
-        return "" if not found else f"{100 * np.mean(found):.1f} ± {100 * np.std(found):.1f}"
+    """The results in reStructuredText: accuracy in per cent, mean ± standard deviation over seeds.
 
-    heads = ["variant", *names, "seconds"]
-    body = [[row["variant"], *(cell(row, name) for name in names), f"{np.mean(row['seconds']):.1f}"] for row in rows]
-    widths = [max(len(line[i]) for line in [heads, *body]) for i in range(len(heads))]
+    The gain is the mean over graphs of the difference from what a variant is compared with.
+    """
+    def mean(row, name):
+        return 100 * np.mean(row["accuracy"][name])
+
+    by_name = {row["variant"]: row for row in rows}
+    lines = [["variant", *names, "gain", "over", "seconds"]]
+    for row in rows:
+        cells = [f"{mean(row, name):.1f} ± {100 * np.std(row['accuracy'][name]):.1f}" for name in names]
+        other = by_name.get(row["against"])
+        gain = "" if other in (None, row) else f"{np.mean([mean(row, n) - mean(other, n) for n in names]):+.1f}"
+        lines.append([row["variant"], *cells, gain, row["against"] if gain else "", f"{np.mean(row['seconds']):.1f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-             for line in [heads, *body]]
-    return [rule, lines[0], rule, *lines[1:], rule]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return [rule, text[0], rule, *text[1:], rule]
 
 
 def main(arguments=None) -> int:
@@ -242,7 +248,8 @@ def main(arguments=None) -> int:
                   f"{np.mean([seconds for _, seconds in found]):.1f} s", file=sys.stderr, flush=True)
         if options.json:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    print(*table(rows, names), sep="\n")
+    if names:
+        print(*table(rows, names), sep="\n")
     return 0
 
 
