@@ -18,7 +18,7 @@ D, OUT, HEADS = 24, 16, 4
 T = lambda a: torch.from_numpy(np.ascontiguousarray(a))  # noqa: E731
 
 
-def graph(targets, sources, seed=0, positive=True):
+def graph(targets, sources, seed=0):
     """Weighted and directed, with isolated targets, a hub and some self-loops."""
     rng = np.random.default_rng(seed)
     dense = rng.random((targets, sources)) < 0.04
