@@ -231,7 +231,7 @@ class ArcDot(Operation):
 
 
 def arc_dot(adjacency, left, right) -> Tensor:
-    """``left[i] . right[j]`` for every arc, each head by itself: (arcs, heads) from (nodes, heads, channels)."""
+    """Dot product of ``left[i]`` and ``right[j]`` for every arc, each head by itself: (arcs, heads) from (nodes, heads, channels)."""
     block = as_block(adjacency)
     _check_nodes(left, "left", block.n_dst, 3)
     _check_nodes(right, "right", block.n_src, 3)
@@ -322,7 +322,7 @@ class ArcScores(Operation):
 
 
 def arc_scores(adjacency, left, right, vector, slant=None, slope: float = 0.2) -> Tensor:
-    """``vector . leaky_relu(left[i] + right[j] + w slant)`` for every arc of weight w, each head by itself.
+    """Dot product of ``vector`` and ``leaky_relu(left[i] + right[j] + w slant)`` for every arc of weight w, by heads.
 
     The score of GATv2. ``left`` and ``right`` are (nodes, heads, channels), ``vector`` and ``slant`` (heads, channels);
     without ``slant`` the weights do not count. No array of arcs times channels is made.
