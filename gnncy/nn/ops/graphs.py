@@ -231,7 +231,7 @@ class ArcDot(Operation):
 
 
 def arc_dot(adjacency, left, right) -> Tensor:
-    """Dot product of ``left[i]`` and ``right[j]`` for every arc, each head by itself: (arcs, heads) from (nodes, heads, channels)."""
+    """Dot product of ``left[i]`` and ``right[j]`` for every arc: (arcs, heads) from (nodes, heads, channels)."""
     block = as_block(adjacency)
     _check_nodes(left, "left", block.n_dst, 3)
     _check_nodes(right, "right", block.n_src, 3)
