@@ -85,7 +85,7 @@ class BatchNorm(Module):
 
     Notes
     -----
-    As ``torch.nn.BatchNorm1d``: every forward pass while training moves the running statistics (also one that is
+    As ``torch.nn.BatchNorm1d``: every forward pass while training moves the running statistics (but not one that is
     repeated by checkpointing), and their variance is the unbiased one.
     """
 

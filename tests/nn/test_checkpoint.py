@@ -366,3 +366,12 @@ def test_forward_runs_are_those_of_the_schedule():
             warnings.simplefilter("error")
             nn.checkpoint_sequential([layer(k) for k in range(12)], x, schedule).sum().backward()
         assert sum(counts) == 12 + simulate(Chain.uniform(12), schedule).extra_forwards
+
+
+def test_running_statistics_move_once_for_a_repeated_stretch():
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    plain, repeated = nn.BatchNorm(3), nn.BatchNorm(3)
+    plain(nn.Tensor(x, requires_grad=True)).sum().backward()
+    nn.checkpoint(repeated, nn.Tensor(x, requires_grad=True)).sum().backward()
+    np.testing.assert_array_equal(repeated.running_mean, plain.running_mean)
+    np.testing.assert_array_equal(repeated.running_var, plain.running_var)

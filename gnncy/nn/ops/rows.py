@@ -5,7 +5,7 @@ from gnncy._check import check_float
 from gnncy._kernels import rows
 from gnncy._threads import run_pieces
 from gnncy.nn.ops._pieces import ROWS, as_matrix, column_sums, run_rowwise, shape_of
-from gnncy.nn.tensor import Operation, Tensor
+from gnncy.nn.tensor import Operation, Tensor, repeated_pass
 
 
 class L2Normalise(Operation):
@@ -74,7 +74,7 @@ class BatchNorm(Operation):
         run_pieces(lambda a, b: np.subtract(x[a:b], mean, out=unit[a:b], casting="same_kind"), n, ROWS)
         if training:
             var = column_sums(unit, unit) / n
-            if running_mean is not None:
+            if running_mean is not None and not repeated_pass():
                 running_mean += momentum * (mean - running_mean)
                 running_var += momentum * (var * (n / (n - 1)) - running_var)
         inverse = (1 / np.sqrt(var + eps)).astype(x.dtype)
