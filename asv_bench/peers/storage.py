@@ -106,7 +106,7 @@ def scan_cold(quick, stack):
     assert store.direct, f"{store.path} is on a file system without O_DIRECT; set TMPDIR to a disk"
 
     def ours():
-        return sum(block.nbytes for block in store.iter_rows(32_768, read_ahead=1, reuse=True)) + 4096
+        return sum(block.nbytes for block in store.iter_rows(32_768, read_ahead=3, reuse=True)) + 4096
 
     for threads, piece in ((4, 1 << 20), (16, 1 << 20)):
         yield Case(f"file of {size / 1e6:.0f} MB past the page cache, blocks of 17 MB", ours,
