@@ -6,7 +6,8 @@ author = "gnncy developers"
 copyright = "gnncy developers"
 version = release = gnncy.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc",
+              "matplotlib.sphinxext.plot_directive"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build"]
 default_role = "literal"
@@ -18,6 +19,11 @@ autosummary_ignore_module_all = False
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+
+plot_formats = ["svg"]
+plot_html_show_formats = plot_html_show_source_link = False
+plot_rcparams = {"figure.figsize": (7, 2.8), "figure.constrained_layout.use": True, "axes.grid": True,
+                 "grid.alpha": 0.3, "legend.frameon": False}
 
 html_theme = "pydata_sphinx_theme"
 html_title = "gnncy"
