@@ -1,10 +1,10 @@
 """Features on disk: stores that are read by node id, a row cache, and minibatches read ahead."""
 from gnncy.storage._blocks import IOStatistics
 from gnncy.storage.features import FeatureStorage
-from gnncy.storage.hotset import AdaptiveHotset
+from gnncy.storage.hotset import AdaptiveHotset, HotsetStatistics
 from gnncy.storage.hyperbatch import HyperbatchConfig, HyperbatchIterator, HyperbatchResult, HyperbatchStatistics
 from gnncy.storage.sources import ArrayStorage, as_storage
 from gnncy.storage.sparse import SparseFeatureStorage
 
-__all__ = ["AdaptiveHotset", "ArrayStorage", "FeatureStorage", "HyperbatchConfig", "HyperbatchIterator",
+__all__ = ["AdaptiveHotset", "ArrayStorage", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig", "HyperbatchIterator",
            "HyperbatchResult", "HyperbatchStatistics", "IOStatistics", "SparseFeatureStorage", "as_storage"]

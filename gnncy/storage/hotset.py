@@ -1,22 +1,45 @@
-"""A bounded cache of feature rows that keeps the ones used most."""
+"""A bounded cache of feature rows; a policy says which rows it keeps."""
 import threading
+from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
 
 from gnncy._check import check_choice, check_float, check_ids, check_int
-from gnncy._kernels.storage import hotset
+from gnncy._kernels.storage import hotset as kernels
+from gnncy.storage.policies.policy import MOST_IDS, MOST_ROWS, Policy, make_policy
 
-_LARGEST = 1e100  # unit of count above which all counts are divided by it
-_MOST = np.iinfo(np.int32).max // 4
-_ANY = np.iinfo(np.int64).max
-_VERSION = 1
+_VERSION = 2
+
+
+@dataclass(slots=True)
+class HotsetStatistics:
+    """What a hotset did since its epoch began.
+
+    Attributes
+    ----------
+    lookups, hits : int
+        Ids looked up, and those of them that were cached.
+    admissions, evictions : int
+        Rows that were taken in, those of cached ids not counted, and rows that had to go.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    admissions: int = 0
+    evictions: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of the lookups that were hits; 0 without any."""
+        return self.hits / self.lookups if self.lookups else 0.0
 
 
 class AdaptiveHotset:
-    """A cache of at most ``capacity`` feature rows that keeps those with the greatest decayed access counts.
+    """A cache of at most ``capacity`` feature rows.
 
-    Every access adds 1 to the count of its id, and :meth:`decay_counts` multiplies all counts by ``decay``. A full
-    cache keeps the rows with the greatest (count, id): a new row enters with the count that was recorded for its id,
+    Which rows it keeps is up to its policy. The default keeps those with the greatest decayed access counts: every
+    access adds 1 to the count of its id, and :meth:`decay_counts` multiplies all counts by ``decay``. A full cache
+    then keeps the rows with the greatest (count, id): a new row enters with the count that was recorded for its id,
     and only in place of a lesser one. Counts of ids that are not cached are kept for the ``ghosts`` ids with the
     greatest counts, so memory is bounded.
 
@@ -26,17 +49,20 @@ class AdaptiveHotset:
         Rows held; 0 turns the cache off.
     dim : int
         Length of a row.
+    policy : {"frequency", "lru", "clock", "sieve", "s3fifo", "belady"} or Policy
+        By name, or an object of :mod:`gnncy.storage.policies` of the same capacity, which then belongs to the cache. For a
+        known sampler ``Static(hottest(scores, capacity))`` is better than all that have a name but ``"belady"``.
     decay : float, default 0.95
-        Factor in (0, 1] of :meth:`decay_counts`.
+        Factor in 1e-6..1 of :meth:`decay_counts`.
     dtype : float32 or float64
         Of the rows.
     ghosts : int, optional
-        Ids remembered without a row; as many as rows by default, at least 1024.
+        Of ``"frequency"``: ids remembered without a row; as many as rows by default, at least 1024.
 
     Notes
     -----
-    An access costs O(1) hashing and O(log capacity) heap steps, decay O(1). Ties and evictions do not depend on
-    the order of memory or on hashing. Methods may be called from several threads, one at a time goes ahead.
+    Ids lie below 2**32 - 1. Ties and evictions do not depend on the order of memory or on hashing. Methods may be
+    called from several threads, one at a time goes ahead.
 
     Examples
     --------
@@ -51,53 +77,74 @@ class AdaptiveHotset:
     array([ True, False])
     >>> rows.ravel(), hot.hit_rate
     (array([7., 0.], dtype=float32), 0.5)
+    >>> hot.evict_cold(), hot.get(7)
+    (5, array([7.], dtype=float32))
     """
 
-    def __init__(self, capacity: int, dim: int, *, decay: float = 0.95, dtype=np.float32, ghosts: int | None = None):
-        self.capacity = check_int(capacity, "capacity", 0, _MOST)
+    def __init__(self, capacity: int, dim: int, *, policy: str | Policy = "frequency", decay: float = 0.95,
+                 dtype=np.float32, ghosts: int | None = None):
+        self.capacity = check_int(capacity, "capacity", 0, MOST_ROWS)
         self.dim = check_int(dim, "dim", 1)
-        self.decay = check_float(decay, "decay", high=1.0, above=0.0)
-        if decay < 1e-6:
-            raise ValueError(f"decay must be at least 1e-6, got {decay!r}")
+        self.decay = check_float(decay, "decay", 1e-6, 1.0)
         self.dtype = np.dtype(check_choice(np.dtype(dtype).name, "dtype", ("float32", "float64")))
-        self.ghosts = check_int(max(self.capacity, 1024) if ghosts is None else ghosts, "ghosts", 0, _MOST)
+        self.policy = make_policy(policy, self.capacity, ghosts=ghosts)
+        if len(self.policy):
+            raise ValueError(f"the policy must be empty, got {self.policy!r}; make a new one for each cache")
         self._lock = threading.Lock()
         self._rows = np.zeros((self.capacity, self.dim), self.dtype)
-        self._table = hotset.Table(self.capacity, self.ghosts if self.capacity else 0)
-        self.start_epoch()
+        self._statistics = HotsetStatistics()
 
     def __len__(self) -> int:
-        return self._table.cached.n
+        return len(self.policy)
 
     def __contains__(self, node) -> bool:
-        return bool(self.contains([node])[0])
+        return bool(self.contains(node)[0])
 
     def __repr__(self) -> str:
-        return f"AdaptiveHotset({len(self)} of {self.capacity} rows of {self.dim}, hit rate {self.hit_rate:.3f})"
+        return f"AdaptiveHotset({len(self)} of {self.capacity} rows of {self.dim}, {self.policy.name}, " \
+               f"hit rate {self.hit_rate:.3f})"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row is cached."""
+        return len(self) == 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes held: rows, counts and hash table."""
-        return self._rows.nbytes + self._table.nbytes
+        """Bytes held: rows and what the policy keeps."""
+        return self._rows.nbytes + self.policy.nbytes
 
     @property
     def hits(self) -> int:
         """Cached ids among the :attr:`lookups`."""
-        return self._hits
+        return self._statistics.hits
 
     @property
     def lookups(self) -> int:
         """Ids looked up since :meth:`start_epoch`."""
-        return self._lookups
+        return self._statistics.lookups
 
     @property
     def hit_rate(self) -> float:
         """Share of the lookups since :meth:`start_epoch` that were cached; 0 without any."""
-        return self._hits / self._lookups if self._lookups else 0.0
+        return self._statistics.hit_rate
 
-    def start_epoch(self) -> None:
-        """Begin to count hits and lookups anew. Rows and access counts stay."""
-        self._hits = self._lookups = 0
+    @property
+    def statistics(self) -> HotsetStatistics:
+        """What was done since :meth:`start_epoch`: a copy."""
+        with self._lock:
+            return replace(self._statistics)
+
+    def start_epoch(self) -> HotsetStatistics:
+        """Begin to count anew, and return what was counted before. Rows and access counts stay."""
+        with self._lock:
+            finished, self._statistics = self._statistics, HotsetStatistics()
+        return finished
+
+    def get(self, node: int) -> np.ndarray | None:
+        """A copy of the row of one id, or None if it is not cached; counts as :meth:`lookup` does."""
+        out = np.empty((1, self.dim), self.dtype)
+        return out[0] if self.lookup(node, out)[0] else None
 
     def lookup(self, ids, out: np.ndarray) -> np.ndarray:
         """Copy the rows that are cached, and count an access of every id.
@@ -113,105 +160,138 @@ class AdaptiveHotset:
         ndarray of bool, shape (k,)
             Which ids were cached.
         """
-        ids = check_ids(ids, _ANY, "ids")
+        ids = _ids(ids)
         if not isinstance(out, np.ndarray) or out.shape != (len(ids), self.dim) or out.dtype != self.dtype \
                 or not out.flags.c_contiguous or not out.flags.writeable:
             raise ValueError(f"out must be a writeable C-contiguous {self.dtype} array of shape "
                              f"{(len(ids), self.dim)}, got {getattr(out, 'shape', type(out).__name__)} "
                              f"{getattr(out, 'dtype', '')}")
-        mask = np.zeros(len(ids), bool)
         with self._lock:
-            if self.capacity:
-                self._hits += self._table.lookup(ids, _bytes(self._rows), _bytes(out), mask.view(np.uint8))
-            self._lookups += len(ids)
-        return mask
+            slots = self.policy.lookup(ids)
+            self._statistics.hits += kernels.take(_bytes(self._rows), slots, _bytes(out))
+            self._statistics.lookups += len(ids)
+        return slots >= 0
 
     def contains(self, ids) -> np.ndarray:
         """Which ids are cached. Counts neither an access nor a lookup."""
-        ids = check_ids(ids, _ANY, "ids")
-        mask = np.zeros(len(ids), bool)
         with self._lock:
-            self._table.contains(ids, mask.view(np.uint8))
-        return mask
+            return self.policy.find(_ids(ids)) >= 0
 
     def insert(self, ids, rows) -> np.ndarray:
         """Offer rows to the cache, one after the other; a row of a cached id is replaced.
 
         Parameters
         ----------
-        ids : array of int, shape (k,)
-        rows : array-like, shape (k, dim)
+        ids : array of int, shape (k,), or int
+        rows : array-like, shape (k, dim), or (dim,) for one id
 
         Returns
         -------
         ndarray of bool, shape (k,)
             Which were admitted (a later one of the same call may have evicted them again).
         """
-        ids = check_ids(ids, _ANY, "ids")
+        single = np.ndim(ids) == 0
+        ids = _ids(ids)
         rows = np.ascontiguousarray(rows, dtype=self.dtype)
+        if single and rows.ndim == 1:
+            rows = rows[None]
         if rows.shape != (len(ids), self.dim):
             raise ValueError(f"rows must have shape {(len(ids), self.dim)}, got {rows.shape}")
-        mask = np.zeros(len(ids), bool)
-        if self.capacity:
-            with self._lock:
-                self._table.insert(ids, _bytes(rows), _bytes(self._rows), mask.view(np.uint8))
-        return mask
+        with self._lock:
+            before, evicted = len(self.policy), self.policy.evictions
+            slots = self.policy.admit(ids)
+            kernels.put(_bytes(rows), slots, _bytes(self._rows))
+            evicted = self.policy.evictions - evicted
+            self._statistics.evictions += evicted
+            self._statistics.admissions += len(self.policy) - before + evicted
+        return slots >= 0
 
     def record_access(self, ids) -> None:
         """Count an access of each id, cached or not."""
-        ids = check_ids(ids, _ANY, "ids")
-        if self.capacity:
-            with self._lock:
-                self._table.record(ids)
+        with self._lock:
+            self.policy.lookup(_ids(ids))
+
+    def evict_cold(self) -> int | None:
+        """Drop the row that would be the next to go; returns its id, or None if there is none."""
+        with self._lock:
+            node = self.policy.evict()
+            self._statistics.evictions += node is not None
+        return node
 
     def decay_counts(self) -> None:
-        """Multiply all counts by ``decay``."""
+        """Multiply all counts by ``decay``, where the policy counts."""
         with self._lock:
-            self._table.unit /= self.decay
-            if self._table.unit > _LARGEST:
-                self._table.rescale()
+            self.policy.decay(self.decay)
 
     def counts(self) -> dict[int, float]:
-        """Access counts that are known, by id, those of ghosts included."""
+        """Access counts that are known, by id, those of ghosts included; empty where the policy has none."""
         with self._lock:
-            table = self._table
-            return {int(heap.ids[slot]): float(heap.counts[slot] / table.unit)
-                    for heap, slots in zip((table.cached, table.ghosts), table.occupied(), strict=True)
-                    for slot in slots}
+            return self.policy.counts()
+
+    def resident(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of the cached rows, and the rows, not copied: candidates for hard negatives that cost no read.
+
+        Returns
+        -------
+        ids : ndarray of int64, shape (n,)
+        rows : ndarray, shape (n, dim)
+            A read-only view of the cache's memory, good until the next :meth:`insert` or :meth:`load_state_dict`. Only
+            after :meth:`evict_cold`, as long as the gaps that it made are open, is it a copy.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import AdaptiveHotset
+        >>> hot = AdaptiveHotset(capacity=3, dim=2)
+        >>> hot.insert([8, 4], [[1.0, 2.0], [3.0, 4.0]])
+        array([ True,  True])
+        >>> hot.resident()
+        (array([8, 4]), array([[1., 2.],
+               [3., 4.]], dtype=float32))
+        """
+        with self._lock:
+            ids, slots = self.policy.resident()
+            order = np.argsort(slots)
+            ids, slots = ids[order], slots[order]
+            whole = not len(slots) or slots[-1] == len(slots) - 1
+            rows = self._rows[:len(slots)] if whole else self._rows[slots]
+        rows.flags.writeable = False
+        return ids, rows
 
     def state_dict(self) -> dict:
         """Everything that the cache holds, as arrays and numbers."""
         with self._lock:
-            table = self._table
-            cached, ghosts = table.occupied()
-            return {"version": _VERSION, "capacity": self.capacity, "dim": self.dim, "decay": self.decay,
-                    "dtype": self.dtype.name, "ghosts": self.ghosts, "unit": table.unit,
-                    "ids": table.cached.ids[cached], "counts": table.cached.counts[cached], "rows": self._rows[cached],
-                    "ghost_ids": table.ghosts.ids[ghosts], "ghost_counts": table.ghosts.counts[ghosts],
-                    "hits": self._hits, "lookups": self._lookups}
+            state = self.policy.state_dict()
+            return {"version": _VERSION, "dim": self.dim, "decay": self.decay, "dtype": self.dtype.name, **state,
+                    "rows": self._rows[self.policy.find(state["ids"][:len(self.policy)])], **asdict(self._statistics)}
 
     def load_state_dict(self, state: dict) -> None:
-        """Take over what :meth:`state_dict` returned; the cache then behaves as that one would have."""
-        mine = {"version": _VERSION, "capacity": self.capacity, "dim": self.dim, "dtype": self.dtype.name,
-                "ghosts": self.ghosts}
+        """Take over what :meth:`state_dict` returned; the cache then behaves as that one would have.
+
+        Raises
+        ------
+        ValueError
+            If the state is of another kind of hotset, or damaged; nothing is changed then.
+        """
+        mine = {"version": _VERSION, "dim": self.dim, "dtype": self.dtype.name}
         for name, value in mine.items():
             if state.get(name) != value:
                 raise ValueError(f"state has {name}={state.get(name)!r}, this hotset {value!r}; make one with the same")
-        ids, ghost_ids = (check_ids(state[name], _ANY, name) for name in ("ids", "ghost_ids"))
-        counts, ghost_counts = (np.array(state[name], np.float64) for name in ("counts", "ghost_counts"))
-        rows = np.asarray(state["rows"], self.dtype)
-        everything = np.concatenate([ids, ghost_ids])
-        if len(ids) > self.capacity or len(ghost_ids) > self.ghosts or len(np.unique(everything)) < len(everything) \
-                or counts.shape != ids.shape or ghost_counts.shape != ghost_ids.shape \
-                or rows.shape != (len(ids), self.dim):
-            raise ValueError("state is damaged: its ids, counts and rows do not agree")
-        table = hotset.Table(self.capacity, self.ghosts if self.capacity else 0)
-        table.unit = check_float(state["unit"], "unit", above=0.0)
-        table.restore(ids, counts, ghost_ids, ghost_counts)
+        try:
+            rows = np.asarray(state["rows"], self.dtype)
+            statistics = HotsetStatistics(*(check_int(state[field.name], field.name, 0)
+                                            for field in fields(HotsetStatistics)))
+            decay = check_float(state["decay"], "decay", 1e-6, 1.0)
+        except KeyError as error:
+            raise ValueError(f"state is damaged: it lacks {error}") from error
         with self._lock:
-            self._rows[:len(ids)] = rows
-            self._table, self.decay = table, check_float(state["decay"], "decay", high=1.0, above=0.0)
-            self._hits, self._lookups = check_int(state["hits"], "hits", 0), check_int(state["lookups"], "lookups", 0)
+            slots = self.policy.load_state_dict(state, rows=len(rows) if rows.shape[1:] == (self.dim,) else -1)
+            self._rows[slots] = rows
+            self._statistics, self.decay = statistics, decay
+
+
+def _ids(ids) -> np.ndarray:
+    return check_ids(np.atleast_1d(ids), MOST_IDS, "ids")
 
 
 def _bytes(rows: np.ndarray) -> np.ndarray:

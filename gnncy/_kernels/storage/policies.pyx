@@ -67,6 +67,10 @@ cdef class Index:
         entries["id"] = FREE
         self.entries = entries
 
+    @property
+    def nbytes(self):
+        return sizeof(Entry) * self.entries.shape[0]
+
     cdef inline Py_ssize_t home(self, uint32_t id) noexcept nogil:
         return <Py_ssize_t>(((mix64(id) >> 32) * <uint64_t>self.entries.shape[0]) >> 32)
 
@@ -271,6 +275,10 @@ cdef class Static(Policy):
     cdef readonly Py_ssize_t n
     cdef Py_ssize_t end  # no row beyond it
 
+    @property
+    def nbytes(self):
+        return self.index.nbytes + 5 * self.capacity
+
     def __init__(self, const int64_t[::1] ids):
         cdef Py_ssize_t k
         self.capacity = ids.shape[0]
@@ -441,6 +449,11 @@ cdef class Counts:
         return np.asarray(self.id)[slots].astype(np.int64), slots
 
     @property
+    def nbytes(self):
+        """Bytes held, with a front that is full."""
+        return (sizeof(Rank) + 16) * self.capacity + sizeof(Rank) * SMALL
+
+    @property
     def steps(self):
         """Levels of the heap climbed, and slots scanned."""
         return self.front.steps + self.scanned
@@ -464,6 +477,10 @@ cdef class Frequency(Policy):
     @property
     def n(self):
         return self.capacity - self.cached.spares
+
+    @property
+    def nbytes(self):
+        return self.index.nbytes + self.cached.nbytes + self.ghosts.nbytes
 
     @property
     def steps(self):
@@ -593,6 +610,10 @@ cdef class Linked(Policy):
     @property
     def n(self):
         return self.capacity - self.spares
+
+    @property
+    def nbytes(self):
+        return self.index.nbytes + sizeof(Node) * self.nodes.shape[0] + 4 * self.capacity
 
     cdef void warm(self, int32_t slot) noexcept nogil:
         prefetch(&self.nodes[slot])
@@ -857,6 +878,10 @@ cdef class Belady(Policy):
     @property
     def n(self):
         return self.heap.n
+
+    @property
+    def nbytes(self):
+        return self.index.nbytes + (sizeof(Rank) + 24) * self.capacity + (sizeof(Use) + 12) * self.uses.shape[0]
 
     def clear(self, Py_ssize_t room):
         """Forget all known uses, and make place for so many."""
