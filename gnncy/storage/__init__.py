@@ -6,5 +6,6 @@ from gnncy.storage.hyperbatch import HyperbatchConfig, HyperbatchIterator, Hyper
 from gnncy.storage.sources import ArrayStorage, as_storage
 from gnncy.storage.sparse import SparseFeatureStorage
 
-__all__ = ["AdaptiveHotset", "ArrayStorage", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig", "HyperbatchIterator",
-           "HyperbatchResult", "HyperbatchStatistics", "IOStatistics", "SparseFeatureStorage", "as_storage"]
+__all__ = ["AdaptiveHotset", "ArrayStorage", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig",
+           "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics", "SparseFeatureStorage",
+           "as_storage"]

@@ -50,8 +50,8 @@ class AdaptiveHotset:
     dim : int
         Length of a row.
     policy : {"frequency", "lru", "clock", "sieve", "s3fifo", "belady"} or Policy
-        By name, or an object of :mod:`gnncy.storage.policies` of the same capacity, which then belongs to the cache. For a
-        known sampler ``Static(hottest(scores, capacity))`` is better than all that have a name but ``"belady"``.
+        By name, or an object of :mod:`gnncy.storage.policies` of the same capacity, which then belongs to the cache.
+        For a known sampler ``Static(hottest(scores, capacity))`` is better than all that have a name but ``"belady"``.
     decay : float, default 0.95
         Factor in 1e-6..1 of :meth:`decay_counts`.
     dtype : float32 or float64

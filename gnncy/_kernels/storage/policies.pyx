@@ -403,15 +403,15 @@ cdef class Counts:
 
     cdef void fill(self) noexcept nogil:
         """Choose a pivot by a sample, and put into the empty front all that do not exceed it."""
-        cdef Py_ssize_t i, k, end = self.capacity
+        cdef Py_ssize_t i, _k, end = self.capacity
         cdef Rank[PART] lowest
         cdef Rank rank
         self.pivot.key = INFINITY
         self.pivot.id = FREE
         if self.capacity - self.spares > SMALL:
-            for k in range(PART):
-                lowest[k] = self.pivot
-            for k in range(PART * SHARE):
+            for i in range(PART):
+                lowest[i] = self.pivot
+            for _k in range(PART * SHARE):
                 i = <Py_ssize_t>(mix64(self.draws) % <uint64_t>end)
                 self.draws += 1
                 rank.key = self.count[i]

@@ -259,9 +259,9 @@ class Frequency(Policy):
 
 class _Linked(Policy):
     def _check_state(self, state: dict) -> None:
-        lengths, ids, hand = state["lengths"], state["ids"], state["hand"]
-        if lengths.shape != (3,) or (lengths < 0).any() or lengths.sum() != len(ids) or state["marks"].shape != ids.shape \
-                or not -1 <= hand < max(int(lengths[0]), 1):
+        lengths, ids, marks = state["lengths"], state["ids"], state["marks"]
+        if lengths.shape != (3,) or (lengths < 0).any() or lengths.sum() != len(ids) or marks.shape != ids.shape \
+                or not -1 <= state["hand"] < max(int(lengths[0]), 1):
             raise ValueError("state is damaged: its queues, ids and marks do not agree")
         rows = int(lengths[:2].sum())
         _distinct(self.capacity, ids[:rows], self.capacity, ids[rows:])

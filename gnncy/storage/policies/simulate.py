@@ -30,7 +30,8 @@ def simulate(trace, capacities: Iterable[int], policies: Sequence[str] = POLICIE
     scores : mapping of name to array of shape (n,), optional
         For each a static policy of the ids with the greatest scores.
     windows : sequence of int or None
-        Of ``"belady"``: for each one line, with so many minibatches known ahead, the present one included; None knows all.
+        Of ``"belady"``: one line for each, with so many minibatches known ahead, the present one included; None knows
+        all.
     decay : float
         Factor of the counts of ``"frequency"``.
     decay_every : int
@@ -97,7 +98,7 @@ def _hits(trace: Trace, policy: Policy, decay: float, decay_every: int) -> int:
     hits = 0
     for first in range(0, len(trace), decay_every):
         last = min(first + decay_every, len(trace))
-        hits += np.count_nonzero(policy.replay(trace.ids[trace.starts[first]:trace.starts[last]]))
+        hits += int(policy.replay(trace.ids[trace.starts[first]:trace.starts[last]]).sum())
         policy.decay(decay)
     return hits
 
@@ -107,7 +108,7 @@ def _foreseeing(trace: Trace, capacity: int, window: int | None) -> int:
     window = len(trace) if window is None else min(window, len(trace))
     policy.foresee(trace.ids[:trace.starts[window]])
     for k in range(len(trace)):
-        hits += np.count_nonzero(policy.replay(trace.minibatch(k)))
+        hits += int(policy.replay(trace.minibatch(k)).sum())
         if k + window < len(trace):
             policy.foresee(trace.minibatch(k + window))
     return hits

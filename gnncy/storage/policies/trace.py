@@ -35,7 +35,8 @@ class Trace:
     def __post_init__(self):
         self.ids = check_ids(self.ids, MOST_IDS, "ids")
         self.starts = check_ids(self.starts, len(self.ids) + 1, "starts")
-        if not len(self.starts) or self.starts[0] or self.starts[-1] != len(self.ids) or (np.diff(self.starts) < 0).any():
+        starts = self.starts
+        if not len(starts) or starts[0] or starts[-1] != len(self.ids) or (np.diff(starts) < 0).any():
             raise ValueError(f"starts must rise from 0 to the {len(self.ids)} ids")
 
     @classmethod
