@@ -1,4 +1,4 @@
-"""Figures of a training run, of a step and of an embedding (needs ``pip install 'gnncy[plot]'``).
+"""Figures of a training run, of a step, of caches and of an embedding (needs ``pip install 'gnncy[plot]'``).
 
 Every function takes the axes to draw on as ``ax``, or makes a figure of its own, and returns the axes; ``save``
 writes the figure to a file. Nothing here touches pyplot, so no window opens and no figure stays behind.
@@ -16,7 +16,7 @@ from gnncy._random import seed_from, stream
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["activations", "embedding", "history", "io_timeline"]
+__all__ = ["activations", "embedding", "history", "io_timeline", "miss_ratio"]
 
 # Okabe and Ito's colours, distinguishable with any kind of colour vision, darkest last.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -160,6 +160,48 @@ def io_timeline(history: Sequence[Mapping[str, Any]], *, ax=None, save: str | os
     _epochs(axes[2], epochs)
     _save(axes[0], save)
     return axes
+
+
+def miss_ratio(table: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None,
+               save: str | os.PathLike | None = None) -> "Axes":
+    """The share of accesses that miss a cache, by its capacity, a curve a policy.
+
+    Parameters
+    ----------
+    table : list of dict
+        With the keys ``policy``, ``capacity`` and ``miss_ratio``: what :func:`gnncy.storage.policies.simulate` returns.
+    ax : matplotlib Axes, optional
+    save : path, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from gnncy import plot
+    >>> from gnncy.storage.policies import simulate
+    >>> minibatches = [[1, 2, 3], [1, 2, 4], [1, 2, 5]]
+    >>> ax = plot.miss_ratio(simulate(minibatches, [1, 2, 3], ["oracle", "lru"]))
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['lru', 'oracle']
+    """
+    capacity, ratio = _column(table, "capacity", "table"), _column(table, "miss_ratio", "table")
+    names = [row["policy"] for row in table]
+    curves = {name: np.array([name == other for other in names]) for name in dict.fromkeys(names)}
+    ax = _axes(ax)
+    _tidy(ax)
+    # The legend lists curves as they lie, the worst on top.
+    for k, (name, own) in enumerate(sorted(curves.items(), key=lambda item: -ratio[item[1]].mean())):
+        order = np.argsort(capacity[own], kind="stable")
+        ax.plot(capacity[own][order], 100 * ratio[own][order], color=_COLOURS[k % len(_COLOURS)], linewidth=1.8,
+                linestyle=("-", "--", ":")[k // len(_COLOURS) % 3], marker="o", markersize=4, label=name)
+    ax.set_xlabel("rows cached")
+    ax.set_ylabel("% of accesses missed")
+    ax.set_ylim(0, 103)
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(ax, save)
+    return ax
 
 
 def activations(profile, *, budget: int | str | None = None, ax: "Axes | None" = None,

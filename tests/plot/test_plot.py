@@ -34,6 +34,18 @@ def test_io_timeline_draws_rates_shares_and_memory(history, tmp_path):
     assert (tmp_path / "io.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_miss_ratio_draws_a_curve_a_policy(tmp_path):
+    table = [{"policy": name, "capacity": capacity, "miss_ratio": ratio / capacity}
+             for name, ratio in (("good", 0.4), ("bad", 0.9)) for capacity in (30, 10, 20)]
+    ax = plot.miss_ratio(table, save=tmp_path / "miss.png")
+    assert [line.get_label() for line in ax.lines] == ["bad", "good"]  # as they lie
+    assert ax.lines[0].get_xdata().tolist() == [10, 20, 30]
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), [4, 2, 40 / 30])
+    assert (tmp_path / "miss.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="table lacks 'miss_ratio'"):
+        plot.miss_ratio([{"policy": "lru", "capacity": 3}])
+
+
 def test_one_epoch_and_no_reads(history, tmp_path):
     first = {**history[0], "mb_read": 0.0, "seconds": 0.0}
     plot.history([first], save=tmp_path / "a.png")
