@@ -1,7 +1,7 @@
 """Cache policies: decisions a second, hit rates, rows looked up, and memory."""
 import numpy as np
 
-from asv_bench.peers.hotset import zipf
+from asv_bench.peers.hotset import Batches, zipf
 from gnncy.storage import AdaptiveHotset
 from gnncy.storage.policies import Belady, make_policy, simulate
 
@@ -9,7 +9,7 @@ from . import sized
 
 
 class Policies:
-    """A trace replayed, a cache of a quarter of the ids; each run goes on where the last one stopped."""
+    """A trace replayed in batches, a cache of a quarter of the ids; each run goes on where the last one stopped."""
 
     params = [["frequency", "lru", "clock", "sieve", "s3fifo"], [1.0, 0.8]]
     param_names = ["policy", "zipf"]
@@ -17,16 +17,16 @@ class Policies:
 
     def setup(self, name, exponent):
         capacity = sized(1_000_000, 5_000)
-        trace = zipf(4 * capacity, 6 * capacity, exponent)
+        warm, self.later, trace = np.split(zipf(4 * capacity, 16 * capacity, exponent), [5 * capacity, 6 * capacity])
         self.policy = make_policy(name, capacity)
-        self.policy.replay(trace[capacity:])
-        self.ids = trace[:capacity]
+        self.policy.replay(warm)
+        self.batch = Batches(self.policy, trace, sized(1 << 16, 1 << 10))
 
     def time_replay(self, name, exponent):
-        self.policy.replay(self.ids)
+        self.batch()
 
     def track_hit_rate(self, name, exponent):
-        return float(self.policy.replay(self.ids).mean())
+        return float(self.policy.replay(self.later).mean())
 
     track_hit_rate.unit = "share"
 
