@@ -333,8 +333,7 @@ cdef class Counts:
     slot has another id. An empty front is filled anew by one scan, which the entries used up have paid for: that is
     O(log n) an operation, and all but the scan happens in a small part of memory.
     """
-    cdef double[::1] count  # INFINITY where the slot is free
-    cdef uint32_t[::1] id
+    cdef Rank[::1] slots  # the key is the count, INFINITY where the slot is free
     cdef int32_t[::1] spare  # a stack of free slots, spare[:spares]
     cdef Py_ssize_t spares, capacity
     cdef Heap front
@@ -344,8 +343,10 @@ cdef class Counts:
 
     def __init__(self, Py_ssize_t capacity):
         self.capacity = self.spares = capacity
-        self.count = np.full(capacity, np.inf)
-        self.id = np.zeros(capacity, np.uint32)
+        slots = np.zeros(capacity, RANK)
+        slots["key"] = np.inf
+        slots["slot"] = np.arange(capacity)
+        self.slots = slots
         self.spare = np.arange(capacity, dtype=np.int32)[::-1].copy()
         self.front = Heap(capacity + SMALL)
         self.draws = 0
@@ -359,15 +360,11 @@ cdef class Counts:
         self.pivot.id = 0
 
     cdef inline void set(self, int32_t slot, uint32_t id, double count) noexcept nogil:
-        cdef Rank rank
-        self.count[slot] = count
-        self.id[slot] = id
-        rank.key = count
-        rank.id = id
-        rank.slot = slot
-        if not Heap.less(&self.pivot, &rank):
+        self.slots[slot].key = count
+        self.slots[slot].id = id
+        if not Heap.less(&self.pivot, &self.slots[slot]):
             if self.front.n < self.front.ranks.shape[0]:
-                self.front.push(rank)
+                self.front.push(self.slots[slot])
             else:
                 self.restart()
 
@@ -377,33 +374,28 @@ cdef class Counts:
         return self.spare[self.spares]
 
     cdef void remove(self, int32_t slot) noexcept nogil:
-        self.count[slot] = INFINITY
+        self.slots[slot].key = INFINITY
         self.spare[self.spares] = slot
         self.spares += 1
 
     cdef int32_t least(self) noexcept nogil:
         """The slot with the least (count, id), of which there must be one."""
-        cdef Rank rank
-        cdef double count
+        cdef Rank rank, now
         while True:
             if self.front.n == 0:
                 self.fill()
             rank = self.front.ranks[0]
-            count = self.count[rank.slot]
-            if self.id[rank.slot] != rank.id or count == INFINITY:
+            now = self.slots[rank.slot]
+            if now.id != rank.id or now.key == INFINITY or Heap.less(&self.pivot, &now):
                 self.front.pop()
-            elif count == rank.key:
+            elif now.key == rank.key:
                 return rank.slot
             else:
-                rank.key = count
-                if Heap.less(&self.pivot, &rank):
-                    self.front.pop()
-                else:
-                    self.front.down(0, rank)
+                self.front.down(0, now)
 
     cdef void fill(self) noexcept nogil:
         """Choose a pivot by a sample, and put into the empty front all that do not exceed it."""
-        cdef Py_ssize_t i, _k, end = self.capacity
+        cdef Py_ssize_t i, _k
         cdef Rank[PART] lowest
         cdef Rank rank
         self.pivot.key = INFINITY
@@ -412,11 +404,8 @@ cdef class Counts:
             for i in range(PART):
                 lowest[i] = self.pivot
             for _k in range(PART * SHARE):
-                i = <Py_ssize_t>(mix64(self.draws) % <uint64_t>end)
+                rank = self.slots[<Py_ssize_t>(mix64(self.draws) % <uint64_t>self.capacity)]
                 self.draws += 1
-                rank.key = self.count[i]
-                rank.id = self.id[i]
-                rank.slot = 0
                 if Heap.less(&rank, &lowest[PART - 1]):
                     i = PART - 1
                     while i > 0 and Heap.less(&rank, &lowest[i - 1]):
@@ -424,34 +413,31 @@ cdef class Counts:
                         i -= 1
                     lowest[i] = rank
             self.pivot = lowest[PART - 1]
-        for i in range(end):
-            if self.count[i] <= self.pivot.key and self.count[i] < INFINITY:
-                rank.key = self.count[i]
-                rank.id = self.id[i]
-                rank.slot = <int32_t>i
-                if not Heap.less(&self.pivot, &rank):
-                    self.front.ranks[self.front.n] = rank
+        for i in range(self.capacity):
+            if self.slots[i].key <= self.pivot.key and self.slots[i].key < INFINITY:
+                if not Heap.less(&self.pivot, &self.slots[i]):
+                    self.front.ranks[self.front.n] = self.slots[i]
                     self.front.n += 1
         self.front.order()
-        self.scanned += end
+        self.scanned += self.capacity
 
     cdef void scale(self, double factor) noexcept nogil:
         """Multiply all counts."""
         cdef Py_ssize_t i
         for i in range(self.capacity):
-            self.count[i] *= factor
+            self.slots[i].key *= factor
         self.restart()
 
     def sorted(self):
         """Ids and slots, by ascending id."""
-        slots = np.flatnonzero(np.asarray(self.count) < np.inf).astype(np.int32)
-        slots = slots[np.argsort(np.asarray(self.id)[slots])]
-        return np.asarray(self.id)[slots].astype(np.int64), slots
+        slots = np.asarray(self.slots)
+        slots = np.sort(slots[slots["key"] < np.inf], order="id")
+        return slots["id"].astype(np.int64), slots["slot"].copy()
 
     @property
     def nbytes(self):
         """Bytes held, with a front that is full."""
-        return (sizeof(Rank) + 16) * self.capacity + sizeof(Rank) * SMALL
+        return (2 * sizeof(Rank) + 4) * self.capacity + sizeof(Rank) * SMALL
 
     @property
     def steps(self):
@@ -489,9 +475,9 @@ cdef class Frequency(Policy):
 
     cdef void warm(self, int32_t slot) noexcept nogil:
         if slot < self.capacity:
-            prefetch(&self.cached.count[slot])
+            prefetch(&self.cached.slots[slot])
         else:
-            prefetch(&self.ghosts.count[slot - self.capacity])
+            prefetch(&self.ghosts.slots[slot - self.capacity])
 
     cdef void haunt(self, uint32_t id, double count) noexcept nogil:
         """Remember an id that has no slot as a ghost, in place of the least one if there is no room."""
@@ -500,7 +486,7 @@ cdef class Frequency(Policy):
             ghost = self.ghosts.add(id, count)
         elif self.ghosts.capacity > 0:
             ghost = self.ghosts.least()
-            self.index.forget(self.ghosts.id[ghost])
+            self.index.forget(self.ghosts.slots[ghost].id)
             self.ghosts.set(ghost, id, count)
         else:
             return
@@ -509,9 +495,9 @@ cdef class Frequency(Policy):
     cdef int32_t touch(self, uint32_t id) noexcept nogil:
         cdef int32_t slot = self.index.find(id)
         if slot >= self.capacity:
-            self.ghosts.count[slot - self.capacity] += self.unit
+            self.ghosts.slots[slot - self.capacity].key += self.unit
         elif slot >= 0:
-            self.cached.count[slot] += self.unit
+            self.cached.slots[slot].key += self.unit
             return slot
         elif self.capacity > 0:
             self.haunt(id, self.unit)
@@ -524,7 +510,7 @@ cdef class Frequency(Policy):
         if 0 <= slot < self.capacity or self.capacity == 0:
             return slot
         if slot >= 0:
-            count = self.ghosts.count[ghost]
+            count = self.ghosts.slots[ghost].key
         if self.cached.spares > 0:
             if slot >= 0:
                 self.ghosts.remove(ghost)
@@ -532,8 +518,8 @@ cdef class Frequency(Policy):
             self.index.store(id, slot)
             return slot
         place = self.cached.least()
-        evicted = self.cached.id[place]
-        least = self.cached.count[place]
+        evicted = self.cached.slots[place].id
+        least = self.cached.slots[place].key
         if count < least or (count == least and id < evicted):
             return -1
         self.evictions += 1
@@ -549,14 +535,16 @@ cdef class Frequency(Policy):
 
     cdef int64_t drop(self) noexcept nogil:
         cdef int32_t slot
+        cdef Rank least
         if self.cached.spares == self.capacity:
             return -1
         slot = self.cached.least()
-        self.index.forget(self.cached.id[slot])
-        self.haunt(self.cached.id[slot], self.cached.count[slot])
+        least = self.cached.slots[slot]
+        self.index.forget(least.id)
+        self.haunt(least.id, least.key)
         self.cached.remove(slot)
         self.evictions += 1
-        return self.cached.id[slot]
+        return least.id
 
     def decay(self, double factor):
         """Multiply all counts by ``factor``."""
@@ -573,8 +561,8 @@ cdef class Frequency(Policy):
     def state(self):
         """Ids and counts of rows and of ghosts, each by ascending id."""
         (ids, slots), (ghosts, haunted) = self.cached.sorted(), self.ghosts.sorted()
-        return {"ids": ids, "counts": np.asarray(self.cached.count)[slots], "ghost_ids": ghosts,
-                "ghost_counts": np.asarray(self.ghosts.count)[haunted], "unit": self.unit}
+        return {"ids": ids, "counts": np.asarray(self.cached.slots)["key"][slots], "ghost_ids": ghosts,
+                "ghost_counts": np.asarray(self.ghosts.slots)["key"][haunted], "unit": self.unit}
 
     def restore(self, *, const int64_t[::1] ids, const double[::1] counts, const int64_t[::1] ghost_ids,
                 const double[::1] ghost_counts, double unit):
