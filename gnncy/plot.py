@@ -57,13 +57,14 @@ def _save(ax, save) -> None:
         ax.figure.savefig(save, dpi=150)
 
 
-def _column(history, key: str) -> np.ndarray:
-    if not isinstance(history, Sequence) or not history or not all(isinstance(row, Mapping) for row in history):
-        raise ValueError("history must be a list of dicts, one for each epoch, and not empty")
-    missing = [i for i, row in enumerate(history) if row.get(key) is None]
+def _column(table, key: str, name: str = "history") -> np.ndarray:
+    if not isinstance(table, Sequence) or not table or not all(isinstance(row, Mapping) for row in table):
+        what = "one for each epoch" if name == "history" else "as simulate returns it"
+        raise ValueError(f"{name} must be a list of dicts, {what}, and not empty")
+    missing = [i for i, row in enumerate(table) if row.get(key) is None]
     if missing:
-        raise ValueError(f"history lacks {key!r} in entry {missing[0]}; its keys are {', '.join(history[missing[0]])}")
-    return np.array([row[key] for row in history], np.float64)
+        raise ValueError(f"{name} lacks {key!r} in entry {missing[0]}; its keys are {', '.join(table[missing[0]])}")
+    return np.array([row[key] for row in table], np.float64)
 
 
 def _epochs(ax, epochs) -> None:
