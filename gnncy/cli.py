@@ -18,7 +18,7 @@ from gnncy.datasets import GraphDataset, load_wordnet, open_graph, read_graph
 from gnncy.errors import GnncyError
 from gnncy.estimators import GraphEncoder
 from gnncy.evaluate import linear_probe, majority_baseline
-from gnncy.storage import FeatureStorage, SparseFeatureStorage, as_storage
+from gnncy.storage import FeatureStorage, SparseFeatureStorage, VerifyReport, as_storage
 from gnncy.storage.plans import calibrate
 
 log = logging.getLogger("gnncy")
@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="describe a feature store, a graph or a run")
     info.add_argument("path")
+    info.add_argument("--verify", action="store_true", help="read all features and hold them against their checksums; "
+                      "names the damaged rows, and fails if there are any")
     info.add_argument("--json", action="store_true")
     info.set_defaults(run=_info)
 
@@ -286,8 +288,31 @@ def _info(options) -> int:
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     facts = _describe(path)
+    report = _verify(path) if options.verify else None
+    if report is not None:
+        facts |= {"verified": report.ok}
+        if not report.ok:
+            facts |= {"damaged rows": report.damaged, "damaged nodes": report.damaged_nodes.tolist(),
+                      "unchecked rows": report.unchecked} if options.json else {"report": str(report)}
     print(json.dumps(facts, indent=1) if options.json else "\n".join(f"{k:<12} {v}" for k, v in facts.items()))
-    return OK
+    return OK if report is None or report.ok else FAILED
+
+
+def _verify(path: Path) -> VerifyReport:
+    """The report on the features at ``path``, or on those of the graph folder there."""
+    inside = path / "features.npy"
+    if inside.exists() or path.suffix == ".npy":
+        store: FeatureStorage | SparseFeatureStorage = FeatureStorage(inside if inside.exists() else path)
+    elif _is_sparse_store(path):
+        store = SparseFeatureStorage(path)
+    else:
+        raise UsageError(f"--verify reads feature stores, which have checksums; {path} is not one")
+    with store, working_threads(-1):
+        return store.verify()
+
+
+def _is_sparse_store(path: Path) -> bool:
+    return (path / "indices.npy").exists() and (path / "data.npy").exists() and not (path / "features.npy").exists()
 
 
 def _describe(path: Path) -> dict:
@@ -302,7 +327,7 @@ def _describe(path: Path) -> dict:
         with FeatureStorage.open(path) as store:
             return {"kind": "feature store", "nodes": store.shape[0], "columns": store.shape[1],
                     "dtype": str(store.dtype), "bytes": store.nbytes, "reordered": store.order is not None}
-    if path.is_dir() and (path / "indices.npy").exists() and (path / "data.npy").exists():
+    if _is_sparse_store(path):
         with SparseFeatureStorage.open(path) as sparse:
             return {"kind": "sparse feature store", "nodes": sparse.shape[0], "columns": sparse.shape[1],
                     "dtype": str(sparse.dtype), "stored": sparse.nnz}

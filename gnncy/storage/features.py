@@ -1,40 +1,40 @@
 """Dense features on disk: a standard ``.npy`` file, read by coalesced positional reads."""
-import errno
-import fcntl
-import json
+import math
 import os
 import sys
 import threading
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
 
-from gnncy._check import check_choice, check_finite, check_ids, check_int
-from gnncy._files import fsync_directory, replacing, write_text
-from gnncy._memory import available, format_bytes
+from gnncy._check import check_choice, check_ids, check_int
+from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import MemoryLimitError, StorageError
-from gnncy.storage._blocks import (
-    PAGE,
-    BlockFile,
-    IOStatistics,
-    ahead,
-    ascending,
-    direct_empty,
-    npy_header,
-    read_npy_header,
+from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty, read_npy_header
+from gnncy.storage._sidecar import (
+    check_rows,
+    invert,
+    lock,
+    read_order,
+    read_sidecar,
+    scatter_rows,
+    sidecar_file,
+    table_file,
+    writing,
 )
+from gnncy.storage.layout import checksums
+from gnncy.storage.layout.checksums import VerifyReport, WrittenExtents
+from gnncy.storage.layout.reference import HEADER, read_reference
+from gnncy.storage.layout.rewrite import GOOD_RUN, permute_rows, pick_rows, tile_rows
 
 if TYPE_CHECKING:
     from gnncy.storage.plans import DiskModel
 
-FORMAT = "gnncy-features"
-VERSION = 1
 _CHUNK = 8 * 1024 * 1024  # bytes of rows that streaming calls hold by default
 _SLICE = 1 << 17  # rows whose reads are planned at once
 _WIDEN = 2 * 1024 * 1024  # bytes of narrow rows that are read before they are widened
@@ -116,25 +116,39 @@ class FeatureStorage:
 
     def _attach(self) -> None:
         """Open and validate the file; sets everything that depends on what it holds."""
+        while not self._attach_once():
+            pass  # another process renamed a new file onto the path while this one was reading what lies beside it
+
+    def _attach_once(self) -> bool:
         writes = self._writer == os.getpid()
         opened = BlockFile(self.path, os.O_RDWR if writes else os.O_RDONLY, direct=self._direct, disk=self._disk,
                            io_threads=self.io_threads, stats=self.stats)
         try:
             if writes:
-                _lock(opened.fd, self.path)
+                lock(opened.fd, self.path)
             with open(opened.fd, "rb", closefd=False) as file:
-                shape, file_dtype, offset, crc = read_npy_header(file, self.path)
+                foreign = read_reference(file, self.path)
+                shape, file_dtype, offset, crc = ((foreign[0], np.dtype("<f4"), HEADER, 0) if foreign
+                                                  else read_npy_header(file, self.path))
             if file_dtype.kind != "f" or file_dtype.itemsize > 8:
                 raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; copy "
                                    f"it with FeatureStorage.from_array(np.load(path, mmap_mode='r'), new_path)")
             if len(shape) != 2 or 0 in shape:
                 raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
                                    f"and column; reshape it and save it again")
-            meta = _read_sidecar(self.path, shape, file_dtype, crc)
+            stride = foreign[1] if foreign else shape[1] * file_dtype.itemsize
+            meta = None if foreign else read_sidecar(self.path, opened, shape, file_dtype, crc)
             if meta is None and writes:
-                raise StorageError(f"{self.path}: a plain .npy file without its sidecar {_sidecar(self.path).name} "
-                                   f"opens read-only; use mode='r', or copy it with FeatureStorage.from_array")
-            position = None if meta is None or meta["order"] is None else _read_order(self.path, shape[0], meta)
+                what = "file in the reference layout" if foreign else "plain .npy file without its sidecar " + \
+                       sidecar_file(self.path).name
+                raise StorageError(f"{self.path}: a {what} opens read-only; use mode='r', or copy it with "
+                                   f"FeatureStorage.convert(path, new_path)")
+            position = None if meta is None or meta["order"] is None else read_order(self.path, shape[0], meta)
+            summed = meta is not None and meta["checksums"] is not None
+            written = WrittenExtents(table_file(self.path), shape[0] * stride) if writes and summed else None
+            if not os.path.samestat(os.fstat(opened.fd), os.stat(self.path)):
+                opened.close()
+                return False
         except BaseException:
             opened.close()
             raise
@@ -142,7 +156,9 @@ class FeatureStorage:
         self._shape, self.file_dtype, self._offset, self._position = shape, file_dtype, offset, position
         self.dtype = np.dtype(np.float64 if file_dtype.itemsize == 8 else np.float32)
         self.finite_checked = bool(meta and meta["finite"])
-        self._row_bytes = shape[1] * file_dtype.itemsize
+        self._row_bytes, self._stride = shape[1] * file_dtype.itemsize, stride
+        self._summed, self._written = summed, written
+        return True
 
     # Making one
 
@@ -177,7 +193,7 @@ class FeatureStorage:
             If the disk is full, or the file to replace is open for writing.
         """
         shape = (check_int(n_nodes, "n_nodes", 1), check_int(dim, "dim", 1))
-        with _writing(path, shape, dtype, order, overwrite):
+        with writing(path, shape, dtype, order, overwrite):
             pass
         return cls(path, "r+")
 
@@ -217,9 +233,19 @@ class FeatureStorage:
             given = np.dtype(getattr(array, "file_dtype", array.dtype))
             dtype = given.newbyteorder("=") if given.kind == "f" and given.itemsize <= 8 else np.float32
         step = _chunk_rows(chunk_rows, shape[1], dtype)
-        with _writing(path, shape, dtype, order, overwrite) as writer:
-            for start in range(0, shape[0], step):
-                writer.put(start, array[start:start + step])
+        if chunk_rows is None and order is not None:
+            # So that the parts of a large file's tiles in a chunk do not become small writes.
+            step = max(step, math.isqrt(shape[0] * GOOD_RUN // (shape[1] * np.dtype(dtype).itemsize)))
+        with writing(path, shape, dtype, order, overwrite) as writer:
+            given = writer.order
+            if given is None or _in_memory(array):
+                for start in range(0, shape[0], step):
+                    writer.append(start, array[start:start + step] if given is None
+                                  else array[given[start:start + step]])
+            else:
+                permute_rows(writer, lambda start, stop: check_rows(array[start:stop], shape[1], writer.dtype,
+                                                                    f"the block at row {start}"),
+                             lambda start, stop: given[start:stop], step)
         return cls(path)
 
     @classmethod
@@ -244,13 +270,58 @@ class FeatureStorage:
         """
         _check_shape(shape, "shape")
         shape = check_int(shape[0], "shape", 1), check_int(shape[1], "shape", 1)
-        with _writing(path, shape, dtype, order, overwrite) as writer:
+        with writing(path, shape, dtype, order, overwrite) as writer:
             start = 0
             for block in blocks:
                 start += writer.append(start, block)
             if start != shape[0]:
                 raise ValueError(f"blocks hold {start} rows in all, shape {shape} needs {shape[0]}")
         return cls(path)
+
+    @classmethod
+    def convert(cls, path, new_path=None, *, order=None, dtype=None, chunk_rows: int | None = None,
+                overwrite: bool = False) -> "FeatureStorage":
+        """Rewrite a file that opens read-only (the reference layout, a plain ``.npy``) as one of this class.
+
+        Parameters
+        ----------
+        path : path-like
+            Any file that this class opens.
+        new_path : path-like, optional
+            Where to; by default the new file takes the place of the old one, at once and when it is whole.
+        order, dtype, chunk_rows
+            As in :meth:`from_array`.
+        overwrite : bool
+            Replace another file at ``new_path``.
+
+        Returns
+        -------
+        FeatureStorage
+            Of the new file, with checksums, every row checked for nan and infinity.
+
+        Raises
+        ------
+        FileExistsError
+            If another file is at ``new_path`` and ``overwrite`` is False.
+        StorageError
+            If ``path`` does not open, or the disk is full.
+        ValueError
+            If a row holds nan or infinity.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import FeatureStorage
+        >>> np.save("plain.npy", np.eye(3, dtype=np.float32))
+        >>> with FeatureStorage.convert("plain.npy") as store:
+        ...     store.verify().ok
+        True
+        """
+        with cls(path) as source:
+            new_path = path if new_path is None else new_path
+            overwrite = overwrite or os.path.exists(new_path) and os.path.samefile(path, new_path)
+            return cls.from_array(source, new_path, order=order, dtype=dtype, chunk_rows=chunk_rows,
+                                  overwrite=overwrite)
 
     # What it is
 
@@ -277,7 +348,7 @@ class FeatureStorage:
     @property
     def order(self) -> np.ndarray | None:
         """Node id stored at each place; None if rows lie in the order of the ids."""
-        return None if self._position is None else _invert(self._position).astype(np.int64)
+        return None if self._position is None else invert(self._position).astype(np.int64)
 
     @property
     def closed(self) -> bool:
@@ -340,11 +411,26 @@ class FeatureStorage:
         step = max(1, (_WIDEN // self._row_bytes) if narrow else stop - start)
         for low in range(start, stop, step):
             rows = out[low - start:low - start + step]
-            target = np.empty(rows.shape, self.file_dtype) if narrow else rows
-            self._opened().read_range(self._offset + low * self._row_bytes, target)
             if narrow:
-                rows[...] = target
+                rows[...] = self._stored(low, np.empty(rows.shape, self.file_dtype))
+            else:
+                self._stored(low, rows)
         return out
+
+    def _stored(self, start: int, out: np.ndarray) -> np.ndarray:
+        """Fill ``out`` with rows from ``start`` in storage order, as they are in the file."""
+        if self._stride == self._row_bytes:
+            self._opened().read_range(self._offset + start * self._stride, out)
+        else:
+            for low in range(0, len(out), _SLICE):
+                place = np.arange(low, min(low + _SLICE, len(out)))
+                self._read_places(start + place, place, out)
+        return out
+
+    def _read_places(self, rows: np.ndarray, place: np.ndarray, out: np.ndarray) -> None:
+        """Read stored rows (ascending) to places of ``out``."""
+        self._opened().gather(rows * self._stride + self._offset, np.broadcast_to(np.int64(self._row_bytes), len(rows)),
+                              place * self._row_bytes, out)
 
     def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False,
                   read_ahead: int = 0, reuse: bool = False) -> Iterator[np.ndarray]:
@@ -371,7 +457,7 @@ class FeatureStorage:
             stop = min(start + step, self.n_nodes)
             rows = self.read_rows(start, stop, own[k % len(own)][:stop - start] if own else None)
             if drop_cache:
-                self._opened().drop(self._offset + start * self._row_bytes, (stop - start) * self._row_bytes)
+                self._opened().drop(self._offset + start * self._stride, (stop - start) * self._stride)
             return rows
 
         return ahead(block, -(-self.n_nodes // step), depth)
@@ -415,17 +501,17 @@ class FeatureStorage:
         return out
 
     def _gather(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
-        size = self._row_bytes
         rows, place = ascending(rows)
         narrow = self.file_dtype != out.dtype
-        step = max(1, _WIDEN // size) if narrow else _SLICE
+        step = max(1, _WIDEN // self._row_bytes) if narrow else _SLICE
         for low in range(0, len(rows), step):
             some, own = rows[low:low + step], place[low:low + step]
-            target = np.empty((len(some), self.dim), self.file_dtype) if narrow else out
-            self._opened().gather(some * size + self._offset, np.broadcast_to(np.int64(size), len(some)),
-                                  (np.arange(len(some)) if narrow else own) * size, target)
             if narrow:
+                target = np.empty((len(some), self.dim), self.file_dtype)
+                self._read_places(some, np.arange(len(some)), target)
                 out[own] = target
+            else:
+                self._read_places(some, own, out)
         return out
 
     # Writing
@@ -450,19 +536,147 @@ class FeatureStorage:
         if isinstance(ids, (int, np.integer)):
             ids, rows = [ids], np.asarray(rows)[None]
         ids = check_ids(ids, self.n_nodes, "ids")
-        rows = _rows(rows, self.dim, self.file_dtype, "rows")
+        rows = check_rows(rows, self.dim, self.file_dtype, "rows")
         if len(rows) != len(ids):
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
+        places = ids if self._position is None else self._position[ids]
         file = self._opened()
         self._dirty = True
-        _scatter(file, self._offset, ids if self._position is None else self._position[ids], rows)
+        if self._written is not None and len(places):
+            self._written.mark(places.astype(np.int64) * self._row_bytes, self._row_bytes)
+        scatter_rows(file, self._offset, places, rows)
 
     def flush(self) -> None:
-        """Wait until everything written is on the disk (fsync)."""
+        """Wait until everything written is on the disk (fsync), and sum up the extents it is in."""
         if self._dirty:
             self._check_writer()
-            self._opened().sync()
+            file = self._opened()
+            file.sync()
+            if self._written is not None:
+                self._written.settle(file, self._offset, self.nbytes)
             self._dirty = False
+
+    # The whole file
+
+    def verify(self) -> VerifyReport:
+        """Read all rows from the disk and hold them against the checksums taken when they were written.
+
+        Extents of 256 KiB are summed up on one thread while another reads, in about 20 MB of memory. Rows that this
+        storage has written and not flushed are flushed first.
+
+        Returns
+        -------
+        VerifyReport
+            True if every row was checked and none is damaged; else it names the rows and nodes.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be read, or its table of checksums is missing.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import FeatureStorage
+        >>> FeatureStorage.from_array(np.ones((1000, 16)), "features.npy", overwrite=True).close()
+        >>> with open("features.npy", "rb+") as file:
+        ...     _ = file.seek(50_000), file.write(b"!")
+        >>> with FeatureStorage("features.npy") as store:
+        ...     report = store.verify()
+        >>> report.ok, report.damaged
+        (False, ((0, 1000),))
+        """
+        file = self._opened()
+        if self.mode == "r+" and self._writer == os.getpid():
+            self.flush()
+        table = partial(checksums.load_table, table_file(self.path), self.nbytes) if self._summed else None
+        damaged, unchecked = checksums.check(file, self._offset, self.nbytes, table)
+        ranges = checksums.row_ranges(damaged, self._row_bytes, self.n_nodes)
+        nodes = checksums.members(ranges)
+        if len(nodes) and self._position is not None:
+            bad = np.zeros(self.n_nodes, bool)
+            bad[nodes] = True
+            nodes = np.flatnonzero(bad[self._position])
+        return VerifyReport(self.path, self.n_nodes, ranges,
+                            checksums.row_ranges(unchecked, self._row_bytes, self.n_nodes), nodes)
+
+    def reorder(self, order, path=None, *, memory_limit: int | float | str = "256MB",
+                overwrite: bool = False) -> "FeatureStorage":
+        """Rewrite the file with its rows in another order. Ids at every call stay what they are.
+
+        Every row is read twice and written twice, in large pieces: once to the tile of the new file it belongs to, and
+        once to its place in the tile. If a tile can hold half of the file or more, rows go to their places at once.
+
+        Parameters
+        ----------
+        order : array of int, shape (n_nodes,), or None
+            Node whose row is stored at each place, such as :func:`gnncy.graph.community_order` gives; None for the
+            order of the ids.
+        path : path-like, optional
+            A new file to write. By default the new file takes the place of this one, when it is whole: a crash leaves
+            the old file as it was.
+        memory_limit : int or str
+            Bytes to hold beside ``order``, of which 8 for each row are needed throughout.
+        overwrite : bool
+            Replace another file at ``path``.
+
+        Returns
+        -------
+        FeatureStorage
+            This storage, now of the new file, or with ``path`` a new one opened for reading.
+
+        Raises
+        ------
+        ValueError
+            If ``order`` does not hold every node once.
+        MemoryLimitError
+            If ``memory_limit`` is too small; the message names the least that would do.
+        FileExistsError
+            If another file is at ``path`` and ``overwrite`` is False.
+        StorageError
+            If the disk has no room for a second file, or this file is plain or in the reference layout and to be
+            replaced (see :meth:`convert`).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import FeatureStorage
+        >>> store = FeatureStorage.from_array(np.eye(4, dtype=np.float32), "features.npy", overwrite=True)
+        >>> store.reorder([3, 1, 0, 2]).order
+        array([3, 1, 0, 2])
+        >>> store.read_batch([3])
+        array([[0., 0., 0., 1.]], dtype=float32)
+        >>> store.close()
+        """
+        here = path is None or os.path.exists(path) and os.path.samefile(path, self.path)
+        if path is None and self._summed is False and not sidecar_file(self.path).exists():
+            raise StorageError(f"{self.path}: not a file of this class; rewrite it with FeatureStorage.convert(path, "
+                               f"order=order)")
+        target = self.path if here else Path(path)
+        rows = tile_rows(self.n_nodes, self._row_bytes, parse_bytes(memory_limit))
+        if self._writer == os.getpid():
+            self.flush()
+        native = self.file_dtype.newbyteorder("<")
+        with writing(target, self.shape, native, order, overwrite or path is None, finite=self.finite_checked,
+                     owned=here and self._writer == os.getpid()) as writer:
+            wanted, position = writer.order, self._position
+
+            def source(start: int, stop: int) -> np.ndarray:
+                nodes = np.arange(start, stop) if wanted is None else wanted[start:stop]
+                return nodes if position is None else position[nodes]
+
+            if 2 * rows >= self.n_nodes and self.file_dtype == native:
+                pick_rows(writer, self._read_places, source, rows)
+            else:
+                permute_rows(writer, lambda start, stop: self._stored(start, np.empty(
+                    (stop - start, self.dim), self.file_dtype)).astype(native, copy=False), source, rows)
+        if not here:
+            return type(self)(target)
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+        self._attach()
+        return self
 
     # Its life
 
@@ -523,166 +737,9 @@ def _reopen(path, mode, options):
     return FeatureStorage(path, mode, **options)
 
 
-class _Writer:
-    """Rows on their way into a new file, checked and converted."""
-
-    def __init__(self, file: BlockFile, shape, dtype: np.dtype, position: np.ndarray | None):
-        self.file, self.shape, self.dtype, self.position = file, shape, dtype, position
-
-    def append(self, start: int, block) -> int:
-        """Write rows in storage order; returns how many there were."""
-        rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
-        if start + len(rows) > self.shape[0]:
-            raise ValueError(f"blocks hold at least {start + len(rows)} rows, shape {self.shape} needs {self.shape[0]}")
-        self.file.write(rows, PAGE + start * self.shape[1] * self.dtype.itemsize)
-        return len(rows)
-
-    def put(self, start: int, block) -> None:
-        """Write rows of the ids from ``start``."""
-        if self.position is None:
-            self.append(start, block)
-        else:
-            rows = _rows(block, self.shape[1], self.dtype, f"the block at row {start}")
-            _scatter(self.file, PAGE, self.position[start:start + len(rows)], rows)
-
-
-@contextmanager
-def _writing(path, shape: tuple[int, int], dtype, order, overwrite: bool) -> Iterator[_Writer]:
-    """A new file, reserved on disk, for rows to be written to; it and what lies beside it appear at the end."""
-    path = Path(path)
-    dtype = _file_dtype(dtype)
-    if shape[0] * shape[1] * dtype.itemsize >= 1 << 62:
-        raise ValueError(f"shape {shape} of {dtype} is more than a file can hold")
-    position = None if order is None else _invert(_check_order(order, shape[0], "order"))
-    if path.exists():
-        if not overwrite:
-            raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(path))
-        _refuse_if_written(path)
-    header = npy_header(shape, dtype)
-    with replacing(path) as temporary:
-        with BlockFile(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
-            file.path = path  # the one that errors shall name
-            file.reserve(PAGE + shape[0] * shape[1] * dtype.itemsize)
-            file.write(header, 0)
-            yield _Writer(file, shape, dtype, position)
-        # From here to the new sidecar an ordered file has an order and no sidecar, which `_read_sidecar` refuses:
-        # a crash in between can never pair rows with the wrong ids.
-        _sidecar(path).unlink(missing_ok=True)
-        fsync_directory(path.parent)
-        crc = None
-        if position is not None:
-            stored = _invert(position).astype("<i8")
-            crc = zlib.crc32(stored.data)
-            with replacing(_order_file(path)) as order_temporary, open(order_temporary, "wb") as file:
-                np.save(file, stored)
-    if position is None:
-        _order_file(path).unlink(missing_ok=True)
-    write_text(_sidecar(path), json.dumps({
-        "format": FORMAT, "version": VERSION, "shape": list(shape), "dtype": dtype.name, "finite": True,
-        "order": None if position is None else _order_file(path).name, "order_crc32": crc,
-        "header_crc32": zlib.crc32(header)}, indent=1) + "\n")
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _order_file(path: Path) -> Path:
-    return path.with_name(path.name + ".order.npy")
-
-
-def _read_sidecar(path: Path, shape, dtype: np.dtype, crc: int) -> dict | None:
-    """What the sidecar says, checked against the file; None for a plain ``.npy`` file."""
-    sidecar = _sidecar(path)
-    if not sidecar.exists():
-        if _order_file(path).exists():
-            raise StorageError(f"{path}: {_order_file(path).name} is there but {sidecar.name} is missing, so the order "
-                               f"of the rows is not known (an interrupted write?); create the file again")
-        return None
-    try:
-        meta = json.loads(sidecar.read_text(encoding="utf-8"))
-        name, version = meta["format"], meta["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{sidecar}: damaged or foreign ({error}); create the storage again, or remove the "
-                           f"file to read {path.name} as a plain array in the order of its rows") from None
-    if name != FORMAT:
-        raise StorageError(f"{sidecar}: its format is {name!r}, need {FORMAT!r}; it belongs to another program")
-    if version != VERSION:
-        raise StorageError(f"{sidecar}: format version {version!r}, this gnncy reads version {VERSION}; "
-                           f"update gnncy or create the storage again")
-    try:
-        same = (tuple(meta["shape"]) == shape and np.dtype(meta["dtype"]) == dtype and meta["header_crc32"] == crc)
-        meta["finite"], meta["order"], meta["order_crc32"]
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{sidecar}: damaged ({error!r}); create the storage again") from None
-    if not same:
-        raise StorageError(f"{path}: its header ({shape} of {dtype}, checksum {crc:#x}) is not the one that "
-                           f"{sidecar.name} describes; one of the two is damaged or was replaced, restore both from a "
-                           f"copy")
-    return meta
-
-
-def _read_order(path: Path, n: int, meta: dict) -> np.ndarray:
-    """Place of each node's row, from the order file."""
-    file = _order_file(path)
-    try:
-        order = np.load(file, allow_pickle=False)
-    except FileNotFoundError:
-        raise StorageError(f"{file}: the order of the rows is missing; restore it from a copy") from None
-    except (ValueError, EOFError) as error:
-        raise StorageError(f"{file}: damaged or foreign ({error}); restore it from a copy") from None
-    if meta["order"] != file.name or order.dtype != "<i8" or zlib.crc32(order.data) != meta["order_crc32"]:
-        raise StorageError(f"{file}: not the order that {_sidecar(path).name} describes; restore both from a copy")
-    return _invert(_check_order(order, n, str(file)))
-
-
-def _check_order(order, n: int, name: str) -> np.ndarray:
-    order = check_ids(order, n, name)
-    seen = np.zeros(n, bool)
-    seen[order] = True
-    if len(order) != n or not seen.all():
-        raise ValueError(f"{name} must hold each of 0..{n - 1} once, got {len(order)} ids, {int(seen.sum())} different")
-    return order
-
-
-def _invert(order: np.ndarray) -> np.ndarray:
-    """The inverse permutation, in the narrowest integers that hold it."""
-    n = len(order)
-    inverse = np.empty(n, np.int32 if n <= np.iinfo(np.int32).max else np.int64)
-    inverse[order] = np.arange(n, dtype=inverse.dtype)
-    return inverse
-
-
-def _scatter(file: BlockFile, offset: int, rows: np.ndarray, data: np.ndarray) -> None:
-    row_bytes = data.shape[1] * data.itemsize
-    rows, place = ascending(rows)
-    file.scatter(rows * row_bytes + offset, np.broadcast_to(np.int64(row_bytes), len(rows)), place * row_bytes, data)
-
-
-def _rows(value, dim: int, dtype: np.dtype, name: str) -> np.ndarray:
-    """C-contiguous finite rows of the file's dtype."""
-    rows = np.asarray(value)
-    if rows.dtype.kind not in "fiub":
-        raise TypeError(f"{name} must be real numbers, got dtype {rows.dtype}")
-    if rows.ndim != 2 or rows.shape[1] != dim:
-        raise ValueError(f"{name} must have shape (n, {dim}), got {rows.shape}")
-    with np.errstate(over="ignore"):
-        rows = np.ascontiguousarray(rows, dtype=dtype)
-    if rows.size:
-        check_finite(rows, f"{name}, as {dtype.name},")
-    return rows
-
-
 def _check_shape(shape, name: str) -> None:
     if len(shape) != 2 or 0 in shape:
         raise ValueError(f"{name} must be (n_nodes, dim) with at least one row and column, got shape {shape}")
-
-
-def _file_dtype(dtype) -> np.dtype:
-    dtype = np.dtype(dtype)
-    if dtype.kind != "f" or dtype.itemsize > 8:
-        raise ValueError(f"dtype must be float16, float32 or float64, got {dtype}")
-    return dtype.newbyteorder("<")
 
 
 def _chunk_rows(chunk_rows: int | None, dim: int, dtype) -> int:
@@ -691,19 +748,10 @@ def _chunk_rows(chunk_rows: int | None, dim: int, dtype) -> int:
     return check_int(chunk_rows, "chunk_rows", 1)
 
 
-def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        raise StorageError(error.errno, "already open for writing, here or in another process; close it there "
-                                        "or open it with mode='r'", str(path)) from None
-
-
-def _refuse_if_written(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        _lock(fd, path)
-    finally:
-        os.close(fd)
+def _in_memory(array) -> bool:
+    """Whether rows can be taken from an array in any order at no cost."""
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        if array.base is None:
+            return True
+        array = array.base
+    return False

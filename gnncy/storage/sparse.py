@@ -6,6 +6,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,17 @@ from gnncy.storage._blocks import (
     read_npy_header,
     write_all,
 )
+from gnncy.storage.layout import checksums
+from gnncy.storage.layout.checksums import VerifyReport
+
+if TYPE_CHECKING:
+    from gnncy.storage.plans import DiskModel
 
 if TYPE_CHECKING:
     from gnncy.storage.plans import DiskModel
 
 FORMAT = "gnncy-sparse-features"
-VERSION = 1
+VERSION = 2
 _CHUNK = 8 * 1024 * 1024
 
 
@@ -101,6 +107,7 @@ class SparseFeatureStorage:
                                f"damaged; restore the directory from a copy")
         self.shape: tuple[int, int] = (n, dim)
         self.nnz: int = nnz
+        self._summed = meta["version"] >= 2
         self.index_dtype, self.dtype = arrays["indices"][1], arrays["data"][1]
         self._offsets = arrays["indices"][2], arrays["data"][2]
         self._attach()
@@ -243,6 +250,33 @@ class SparseFeatureStorage:
         step = check_int(chunk_rows, "chunk_rows", 1)
         return (self.read_rows(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step))
 
+    def verify(self) -> VerifyReport:
+        """Read all three arrays from the disk and hold them against their checksums, as :meth:`FeatureStorage.verify`.
+
+        Returns
+        -------
+        VerifyReport
+            True if all was checked and nothing is damaged; else it names the rows.
+        """
+        n, nnz = self.shape[0], self.nnz
+        found: tuple[list, list] = ([], [])
+        for name, entries, width in (("indptr", n + 1, 8), ("indices", nnz, self.index_dtype.itemsize),
+                                     ("data", nnz, self.dtype.itemsize)):
+            table = partial(checksums.load_table, self.path / f"{name}.crc32.npy", entries * width)
+            with BlockFile(self.path / f"{name}.npy", io_threads=self.io_threads, stats=self.stats) as file:
+                extents = checksums.check(file, PAGE, entries * width, table if self._summed else None)
+            for ranges, some in zip(found, extents, strict=True):
+                ranges += [self._rows_of(name, *span) for span in checksums.row_ranges(some, width, entries)]
+        damaged, unchecked = map(checksums.merged, found)
+        return VerifyReport(self.path, n, damaged, unchecked, checksums.members(damaged))
+
+    def _rows_of(self, name: str, start: int, stop: int) -> tuple[int, int]:
+        """Rows that need the entries ``start .. stop - 1`` of an array."""
+        if name == "indptr":
+            return max(start - 1, 0), min(stop, self.shape[0])
+        return (int(np.searchsorted(self._indptr, start, side="right")) - 1,
+                int(np.searchsorted(self._indptr, stop, side="left")))
+
     def _assemble(self, indptr, read) -> sp.csr_array:
         """A matrix with row pointers ``indptr``, whose other arrays ``read`` fills from the two files."""
         arrays = []
@@ -327,7 +361,7 @@ def _canonical(block, dim: int, dtype: np.dtype, start: int) -> sp.csr_array:
 def _write(folder: Path, dim: int, dtype: np.dtype, blocks: Iterable) -> None:
     index_dtype = np.dtype("<i4" if dim <= np.iinfo(np.int32).max else "<i8")
     dtypes = {"indptr": np.dtype("<i8"), "indices": index_dtype, "data": dtype}
-    sizes = {"indptr": 1, "indices": 0, "data": 0}
+    sizes, sums = dict.fromkeys(dtypes, 0), {name: checksums.RunningChecksums() for name in dtypes}
     fds = {}
     try:
         for name in dtypes:
@@ -337,9 +371,10 @@ def _write(folder: Path, dim: int, dtype: np.dtype, blocks: Iterable) -> None:
             values = np.ascontiguousarray(values, dtypes[name])
             if values.size:
                 write_all(fds[name], folder / f"{name}.npy", values, PAGE + sizes[name] * dtypes[name].itemsize)
+                sums[name].add(values)
                 sizes[name] += values.size
 
-        write_all(fds["indptr"], folder / "indptr.npy", bytes(8), PAGE)
+        append("indptr", np.zeros(1, np.int64))
         for block in blocks:
             csr = _canonical(block, dim, dtype, sizes["indptr"] - 1)
             append("indptr", csr.indptr[1:].astype(np.int64) + sizes["data"])
@@ -350,6 +385,7 @@ def _write(folder: Path, dim: int, dtype: np.dtype, blocks: Iterable) -> None:
         for name, fd in fds.items():
             write_all(fd, folder / f"{name}.npy", npy_header((sizes[name],), dtypes[name]), 0)
             os.fsync(fd)
+            checksums.save_table(folder / f"{name}.crc32.npy", sums[name].table())
     finally:
         for fd in fds.values():
             os.close(fd)
@@ -383,8 +419,8 @@ def _read_meta(path: Path) -> dict:
         raise StorageError(f"{path / _META}: damaged or foreign ({error}); restore the directory from a copy") from None
     if name != FORMAT:
         raise StorageError(f"{path / _META}: its format is {name!r}, need {FORMAT!r}; it belongs to another program")
-    if version != VERSION:
-        raise StorageError(f"{path / _META}: format version {version!r}, this gnncy reads version {VERSION}; "
+    if version not in (1, VERSION):
+        raise StorageError(f"{path / _META}: format version {version!r}, this gnncy reads versions 1 to {VERSION}; "
                            f"update gnncy or create the storage again")
     try:
         meta["shape"] = [check_int(size, "shape", 1) for size in meta["shape"]]

@@ -127,7 +127,7 @@ def test_what_is_refused(path, x):
     ("indptr.npy", lambda b: b[:4096] + b[:8][::-1] + b[4104:], "do not ascend"),
     ("indices.npy", lambda b: b.replace(b"<i4", b"<f4"), "dtype float32.*needs"),
     ("meta.json", lambda b: b[:-10], "damaged or foreign"),
-    ("meta.json", lambda b: b.replace(b'"version": 1', b'"version": 7'), "format version 7"),
+    ("meta.json", lambda b: b.replace(b'"version": 2', b'"version": 7'), "format version 7"),
     ("meta.json", lambda b: b.replace(b"gnncy-sparse", b"other"), "another program"),
     ("meta.json", lambda b: b.replace(b'"nnz": ', b'"nnz": 1'), "needs"),
     ("meta.json", lambda b: b.replace(b'"nnz": ', b'"nnz": -'), "damaged"),
@@ -190,4 +190,4 @@ def test_an_unclosed_store_warns(path, x):
 def test_meta_says_what_it_is(path, x):
     SparseFeatureStorage.from_csr(x, path).close()
     assert json.loads((path / "meta.json").read_text()) == {
-        "format": "gnncy-sparse-features", "version": 1, "shape": [320, 50], "nnz": x.nnz, "finite": True}
+        "format": "gnncy-sparse-features", "version": 2, "shape": [320, 50], "nnz": x.nnz, "finite": True}
