@@ -1,7 +1,8 @@
 """Graphs as ``scipy.sparse.csr_array``: one canonical form, orders, sampling, random walks, aggregation."""
 from gnncy.graph.aggregate import aggregate, aggregate_grad, spmm
+from gnncy.graph.community import community_order
 from gnncy.graph.csr import as_csr, degrees, is_symmetric, normalize, undirected
-from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute
+from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute, rcm_order, vip_order
 from gnncy.graph.sampler import Block, NeighborSampler, SampledBatch
 from gnncy.graph.spectral import eigenvalues, eigenvectors
 from gnncy.graph.walks import RandomWalks
@@ -15,6 +16,7 @@ __all__ = [
     "aggregate_grad",
     "as_csr",
     "bfs_order",
+    "community_order",
     "degree_order",
     "degrees",
     "eigenvalues",
@@ -23,6 +25,8 @@ __all__ = [
     "is_symmetric",
     "normalize",
     "permute",
+    "rcm_order",
     "spmm",
     "undirected",
+    "vip_order",
 ]
