@@ -18,42 +18,6 @@ def size(graph):
     return f"R-MAT, {graph.shape[0] / 1e6:.3g} M nodes, {graph.nnz / 1e6:.3g} M arcs"
 
 
-@comparison
-def bfs(quick, stack):
-    from scipy.sparse.csgraph import breadth_first_order
-
-    from gnncy.graph import bfs_order
-    graph = rmat(14 if quick else 20, 10)
-    start = int(np.argmax(np.diff(graph.indptr)))
-
-    def same(ours, theirs):
-        # scipy stops where the first component ends; ours goes on.
-        assert len(set(ours.tolist())) == graph.shape[0]
-        np.testing.assert_array_equal(np.sort(ours[:len(theirs)]), np.sort(theirs))
-
-    yield Case(size(graph), lambda: bfs_order(graph, start), "scipy breadth_first_order, one component",
-               lambda: breadth_first_order(graph, start, return_predecessors=False), asked=2.5, same=same)
-
-
-@comparison
-def permute(quick, stack):
-    from gnncy.graph import bfs_order
-    from gnncy.graph import permute as ours
-    graph = rmat(14 if quick else 20, 10)
-    order = bfs_order(graph)
-
-    def theirs():
-        permuted = graph[order][:, order]
-        permuted.sort_indices()
-        return permuted
-
-    def same(ours, theirs):
-        np.testing.assert_array_equal(ours.indptr, theirs.indptr)
-        np.testing.assert_array_equal(ours.indices, theirs.indices)
-
-    yield Case(size(graph), lambda: ours(graph, order), "scipy A[p][:, p], sorted", theirs, asked=2, same=same)
-
-
 def torch_graph(name, graph):
     """torch, and the graph as its CSR array of ones; None without torch."""
     try:
