@@ -3,7 +3,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_array, check_ids, check_int
-from gnncy._kernels.graph import cuthill, traversal
+from gnncy._kernels.graph import traversal
 from gnncy._threads import run_pieces
 from gnncy.graph.csr import as_csr
 
@@ -42,9 +42,9 @@ def bfs_order(adjacency, start: int | None = None) -> np.ndarray:
     roots = _by_degree(adjacency)
     if start is not None:
         roots = np.concatenate([[check_int(start, "start", 0, n - 1)], roots])
-    order = np.empty(n + 1, np.int64)
+    order = np.empty(n + 1, adjacency.indices.dtype)
     traversal.bfs(adjacency.indptr, adjacency.indices, roots, np.zeros(n, np.uint8), order)
-    return order[:n]
+    return order[:n].astype(np.int64)
 
 
 def rcm_order(adjacency) -> np.ndarray:
@@ -89,8 +89,8 @@ def rcm_order(adjacency) -> np.ndarray:
     rank = np.empty(n, dtype)
     rank[rising] = np.arange(n, dtype=dtype)
     order = np.empty(n + 1, dtype)
-    cuthill.order(adjacency.indptr, adjacency.indices, rising, rank, np.zeros(n, np.uint8),
-                  np.empty(n, dtype), order)
+    traversal.cuthill_mckee(adjacency.indptr, adjacency.indices, rising, rank, np.zeros(n, np.uint8),
+                            np.empty(n, dtype), order)
     return order[:n][::-1].astype(np.int64)
 
 

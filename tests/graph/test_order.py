@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import breadth_first_order, reverse_cuthill_mckee, shortest_path
 
-from gnncy._kernels.graph import cuthill, traversal
+from gnncy._kernels.graph import traversal
 from gnncy._threads import working_threads
 from gnncy.graph import (
     as_csr,
@@ -320,12 +320,12 @@ def test_wide_indices_give_the_same(make_graph, directed):
         assert traversal.form(indptr, indices[::-1].copy(), n) == 1
         assert traversal.form(indptr, indices, n - 1) == -2
         assert traversal.form(indptr[::-1].copy(), indices, n) == -1
-        hubs, visited = np.empty(n, np.int64), np.empty(n + 1, np.int64)
+        hubs, visited = np.empty(n, np.int64), np.empty(n + 1, width)
         traversal.by_degree(indptr, np.zeros(n + 2, np.int64), hubs)
         traversal.bfs(indptr, indices, hubs, np.zeros(n, np.uint8), visited)
         narrow = np.empty(n + 1, width)
-        cuthill.order(indptr, indices, hubs[::-1].astype(width), inverse_order(hubs[::-1]).astype(width),
-                      np.zeros(n, np.uint8), np.empty(n, width), narrow)
+        traversal.cuthill_mckee(indptr, indices, hubs[::-1].astype(width), inverse_order(hubs[::-1]).astype(width),
+                                np.zeros(n, np.uint8), np.empty(n, width), narrow)
         back = np.zeros_like(indptr), np.empty_like(indices), np.empty_like(indices)
         traversal.transpose(indptr, indices, *back)
         counts = np.diff(indptr)[order]

@@ -1,6 +1,7 @@
 """Integer loops over a CSR pattern: its form, its transpose, orders of its nodes, its permutation."""
 from cython cimport floating
 from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy
 
 from gnncy._kernels._prefetch cimport prefetch, prefetch_span
 
@@ -10,6 +11,8 @@ ctypedef fused index:
 
 cdef enum:
     SHORT = 80  # rows up to here are sorted by counting smaller entries, longer ones by radix
+    FEW = 24  # children up to here are sorted by insertion, more by radix
+    WALKS = 8
 
 
 def form(const index[::1] indptr, const index[::1] indices, Py_ssize_t n_columns):
@@ -74,32 +77,148 @@ def by_degree(const index[::1] indptr, int64_t[::1] first, int64_t[::1] order):
             first[d] += 1
 
 
+cdef inline Py_ssize_t visit(const index[::1] indptr, const index[::1] indices, index* queue, Py_ssize_t head,
+                             Py_ssize_t tail, unsigned char* seen) noexcept nogil:
+    """Append the neighbours of queue[head] that were not seen; returns the new end of the queue."""
+    cdef Py_ssize_t p
+    cdef index u, v
+    if head + 16 < tail:
+        prefetch(&indptr[queue[head + 16]])
+        u = queue[head + 8]
+        if indptr[u] < indptr[u + 1]:
+            prefetch_span(&indices[indptr[u]], min(indptr[u + 1] - indptr[u], SHORT) * sizeof(index))
+    u = queue[head]
+    for p in range(indptr[u], indptr[u + 1]):
+        # Written always, kept if new: no branch to guess wrong.
+        v = indices[p]
+        queue[tail] = v
+        tail += 1 - seen[v]
+        seen[v] = 1
+    return tail
+
+
 def bfs(const index[::1] indptr, const index[::1] indices, const int64_t[::1] roots, unsigned char[::1] seen,
-        int64_t[::1] order):
+        index[::1] order):
     """Write the nodes in breadth-first order from each root not yet seen. order has one place to spare."""
-    cdef Py_ssize_t r, p, head = 0, tail = 0
-    cdef int64_t u, v
+    cdef Py_ssize_t r, head = 0, tail = 0
     with nogil:
         for r in range(roots.shape[0]):
             if seen[roots[r]]:
                 continue
             seen[roots[r]] = 1
-            order[tail] = roots[r]
+            order[tail] = <index>roots[r]
             tail += 1
             while head < tail:
-                if head + 16 < tail:
-                    prefetch(&indptr[order[head + 16]])
-                    u = order[head + 8]
-                    if indptr[u] < indptr[u + 1]:
-                        prefetch_span(&indices[indptr[u]], min(indptr[u + 1] - indptr[u], SHORT) * sizeof(index))
-                u = order[head]
+                tail = visit(indptr, indices, &order[0], head, tail, &seen[0])
                 head += 1
-                for p in range(indptr[u], indptr[u + 1]):
-                    # Written always, kept if new: no branch to guess wrong.
-                    v = indices[p]
-                    order[tail] = v
-                    tail += 1 - seen[v]
-                    seen[v] = 1
+
+
+cdef void sort(index* keys, index* scratch, Py_ssize_t n, int bits) noexcept nogil:
+    """Sort numbers of so many bits."""
+    cdef Py_ssize_t i, j, total, count
+    cdef Py_ssize_t[256] first
+    cdef index key
+    cdef index *origin = keys
+    cdef index *target = scratch
+    cdef int shift = 0
+    if n <= FEW:
+        for i in range(1, n):
+            key = keys[i]
+            j = i
+            while j > 0 and keys[j - 1] > key:
+                keys[j] = keys[j - 1]
+                j -= 1
+            keys[j] = key
+        return
+    while shift < bits:
+        for j in range(256):
+            first[j] = 0
+        for i in range(n):
+            first[(origin[i] >> shift) & 255] += 1
+        total = 0
+        for j in range(256):
+            count = first[j]
+            first[j] = total
+            total += count
+        for i in range(n):
+            j = (origin[i] >> shift) & 255
+            target[first[j]] = origin[i]
+            first[j] += 1
+        origin, target = target, origin
+        shift += 8
+    if origin != keys:
+        memcpy(keys, origin, n * sizeof(index))
+
+
+def cuthill_mckee(const index[::1] indptr, const index[::1] indices, const index[::1] by_degree,
+                  const index[::1] rank, unsigned char[::1] seen, index[::1] scratch, index[::1] out):
+    """Write the Cuthill-McKee order of all components, each from a node at its rim.
+
+    by_degree holds the nodes by rising degree, rank their places there. seen comes zeroed; out has a place to spare.
+    """
+    cdef Py_ssize_t n = rank.shape[0], r, i, turn, walk, head, tail, begin = 0, size, low
+    cdef Py_ssize_t depth, width, deepest, narrowest, level, last
+    cdef index root, best, next_root
+    cdef index *queue = &out[0]
+    cdef int bits = 0
+    with nogil:
+        while (n - 1) >> bits > 0:
+            bits += 1
+        for r in range(n):
+            root = by_degree[r]
+            if seen[root]:
+                continue
+            # From the node of least degree to the one of least degree in its last level, as long as there are more
+            # levels than before.
+            best, size, deepest, narrowest = root, 0, -1, 0
+            for walk in range(WALKS):
+                queue[begin] = root
+                seen[root] = 1
+                head, tail, level, last, depth, width = begin, begin + 1, begin + 1, begin, 0, 1
+                while head < tail:
+                    tail = visit(indptr, indices, queue, head, tail, &seen[0])
+                    head += 1
+                    if head == level and head < tail:
+                        last, level = level, tail
+                        depth += 1
+                        width = max(width, level - last)
+                for i in range(begin, tail):
+                    seen[queue[i]] = 0
+                if walk > 0 and (tail - begin != size or depth < deepest):
+                    break  # only where arcs go one way
+                if depth > deepest or width < narrowest:
+                    best, narrowest = root, width
+                size = tail - begin
+                next_root = queue[last]
+                for i in range(last + 1, tail):
+                    if rank[queue[i]] < rank[next_root]:
+                        next_root = queue[i]
+                if depth <= deepest or depth < 2:
+                    break
+                deepest = depth
+                root = next_root
+                if depth * depth * depth < size:
+                    best = root  # a shallow graph has no rim that is worth more walks
+                    break
+            # Where arcs go one way the search from the rim may not come back to the first node, which then follows.
+            for turn in range(2):
+                root = by_degree[r] if turn else best
+                if seen[root]:
+                    continue
+                queue[begin] = root
+                seen[root] = 1
+                head, tail = begin, begin + 1
+                while head < tail:
+                    low = tail
+                    tail = visit(indptr, indices, queue, head, tail, &seen[0])
+                    if tail - low > 1:
+                        for i in range(low, tail):
+                            queue[i] = rank[queue[i]]
+                        sort(queue + low, &scratch[0], tail - low, bits)
+                        for i in range(low, tail):
+                            queue[i] = by_degree[queue[i]]
+                    head += 1
+                begin = tail
 
 
 def permute(const index[::1] indptr, const index[::1] indices, const floating[::1] data, const int64_t[::1] order,
