@@ -331,7 +331,10 @@ def _describe(path: Path) -> dict:
         with SparseFeatureStorage.open(path) as sparse:
             return {"kind": "sparse feature store", "nodes": sparse.shape[0], "columns": sparse.shape[1],
                     "dtype": str(sparse.dtype), "stored": sparse.nnz}
-    adjacency = open_graph(path).adjacency if path.is_dir() else read_graph(path)
+    if path.is_dir():
+        data = open_graph(path)
+        data.features.close()
+    adjacency = data.adjacency if path.is_dir() else read_graph(path)
     degree = np.diff(adjacency.indptr)
     return {"kind": "graph", "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz),
             "isolated": int((degree == 0).sum()), "max degree": int(degree.max(initial=0)),

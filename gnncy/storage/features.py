@@ -44,12 +44,13 @@ class FeatureStorage:
     """Rows of node features in a standard ``.npy`` file, read by node id without loading the file.
 
     The file is what ``np.save`` writes, with its header padded so that rows begin at byte 4096;
-    ``np.load(path, mmap_mode="r")`` opens it. Beside it lie ``<path>.json`` (format version, shape, order and
-    checksum of the header) and, if rows are stored in another order than that of the ids, ``<path>.order.npy``;
-    move the files together. Reads are positional, coalesced and thread-safe, and never map the file. float16 rows
-    are widened to float32 on the way in.
+    ``np.load(path, mmap_mode="r")`` opens it. Beside it lie ``<path>.json`` (format version, shape, order),
+    ``<path>.crc32.npy`` (checksums of the rows) and, if rows are stored in another order than that of the ids,
+    ``<path>.order.npy``; move the files together. Reads are positional, coalesced and thread-safe, and never map the
+    file. float16 rows are widened to float32 on the way in.
 
-    Plain ``.npy`` files with two dimensions, C order and a float dtype open read-only.
+    Plain ``.npy`` files with two dimensions, C order and a float dtype, and files of the reference layout (a header of
+    24 bytes, one row to a block of pages) open read-only; :meth:`convert` rewrites them.
 
     Parameters
     ----------

@@ -113,6 +113,36 @@ def test_info(files, what, kind, capsys):
     assert kind in capsys.readouterr().out
 
 
+def test_info_verifies_features(files, tmp_path, capsys):
+    for what in ("x.npy", "words"):
+        assert run("info", files / what, "--verify", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["verified"] is True
+    x = np.random.default_rng(0).standard_normal((100_000, 8)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(100_000)
+    FeatureStorage.from_array(x, tmp_path / "features.npy", order=order).close()
+    with open(tmp_path / "features.npy", "rb+") as file:
+        file.seek(4096 + 1_000_000)
+        file.write(b"\xff")
+    assert run("info", tmp_path / "features.npy", "--verify") == 1
+    assert "damaged rows 24576..32767, of 8192 nodes" in capsys.readouterr().out
+    assert run("info", tmp_path / "features.npy", "--verify", "--json") == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verified"] is False and facts["damaged rows"] == [[24576, 32768]] and facts["unchecked rows"] == []
+    assert facts["damaged nodes"] == np.sort(order[24576:32768]).tolist()
+    np.save(tmp_path / "plain.npy", x[:5])
+    assert run("info", tmp_path / "plain.npy", "--verify") == 1
+    assert "no checksum" in capsys.readouterr().out
+    assert run("info", files / "graph.npz", "--verify") == 2
+    assert "--verify reads feature stores" in capsys.readouterr().err
+
+
+def test_info_of_a_graph_folder(tmp_path, capsys):
+    gnncy.datasets.write_rmat(tmp_path / "graph", 8, n_features=16)
+    assert run("info", tmp_path / "graph", "--verify", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["kind"] == "graph" and facts["nodes"] == 256 and facts["verified"] is True
+
+
 def test_info_of_a_run(files, tmp_path, capsys):
     assert train(files, tmp_path / "run", "--quiet") == 0
     capsys.readouterr()

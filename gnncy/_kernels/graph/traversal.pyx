@@ -65,14 +65,16 @@ def transpose(const index[::1] indptr, const index[::1] indices, index[::1] out_
 def by_degree(const index[::1] indptr, int64_t[::1] first, int64_t[::1] order):
     """Write the nodes by falling degree, ties by rising id. first (n + 2 places for degrees 0..n) comes zeroed."""
     cdef Py_ssize_t i, n = indptr.shape[0] - 1
-    cdef int64_t d
+    cdef int64_t d, most = 0
     with nogil:
         for i in range(n):
-            first[n - (indptr[i + 1] - indptr[i]) + 1] += 1
+            most = max(most, indptr[i + 1] - indptr[i])
         for i in range(n):
+            first[most - (indptr[i + 1] - indptr[i]) + 1] += 1
+        for i in range(most + 1):
             first[i + 1] += first[i]
         for i in range(n):
-            d = n - (indptr[i + 1] - indptr[i])
+            d = most - (indptr[i + 1] - indptr[i])
             order[first[d]] = i
             first[d] += 1
 
