@@ -103,13 +103,15 @@ class HyperbatchStatistics:
     rows_used, rows_read : int
         Rows given to the consumer, and rows asked of the storage.
     lookups, hits : int
-        Distinct rows of the hyperbatches looked up in the hotset, and found there.
+        Rows looked up in the hotset (distinct ones of a hyperbatch) or among hot rows (every one), and found there.
     wait_seconds : float
         Time for which the consumer waited for rows.
     read_seconds : float
         Time spent in drawing minibatches and reading their rows, beside the consumer's or in it.
     io : IOStatistics
-        Bytes and operations of the storage, if it counts them.
+        Bytes and operations of the storage, if it counts them, and of a temporary file.
+    spill_bytes : int
+        Disk space of temporary files.
     """
 
     minibatches: int = 0
@@ -121,11 +123,17 @@ class HyperbatchStatistics:
     wait_seconds: float = 0.0
     read_seconds: float = 0.0
     io: IOStatistics = field(default_factory=IOStatistics)
+    spill_bytes: int = 0
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that the storage read."""
+        """Bytes that were read."""
         return self.io.bytes_read
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes that were written to temporary files."""
+        return self.io.bytes_written
 
     @property
     def hit_rate(self) -> float:

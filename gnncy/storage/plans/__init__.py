@@ -1,5 +1,6 @@
 """Plans for feeding minibatches from disk under a memory limit: what the disk costs, and how an epoch is read."""
 from gnncy.storage.plans.disk import DiskModel, calibrate, known_disk
+from gnncy.storage.plans.execute import HotRows, PlanRun, peak_memory, run_plan
 from gnncy.storage.plans.plan import EpochPlan
 
-__all__ = ["DiskModel", "EpochPlan", "calibrate", "known_disk"]
+__all__ = ["DiskModel", "EpochPlan", "HotRows", "PlanRun", "calibrate", "known_disk", "peak_memory", "run_plan"]
