@@ -2,6 +2,7 @@
 from gnncy.graph.aggregate import aggregate, aggregate_grad, spmm
 from gnncy.graph.community import community_order
 from gnncy.graph.csr import as_csr, degrees, is_symmetric, normalize, undirected
+from gnncy.graph.inclusion import inclusion_probabilities
 from gnncy.graph.order import bfs_order, degree_order, inverse_order, permute, rcm_order, vip_order
 from gnncy.graph.sampler import Block, NeighborSampler, SampledBatch
 from gnncy.graph.spectral import eigenvalues, eigenvectors
@@ -21,6 +22,7 @@ __all__ = [
     "degrees",
     "eigenvalues",
     "eigenvectors",
+    "inclusion_probabilities",
     "inverse_order",
     "is_symmetric",
     "normalize",
