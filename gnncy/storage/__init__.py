@@ -4,9 +4,10 @@ from gnncy.storage.features import FeatureStorage
 from gnncy.storage.hotset import AdaptiveHotset, HotsetStatistics
 from gnncy.storage.hyperbatch import HyperbatchConfig, HyperbatchIterator, HyperbatchResult, HyperbatchStatistics
 from gnncy.storage.layout import VerifyReport
+from gnncy.storage.plans.loader import ColdTierLoader
 from gnncy.storage.sources import ArrayStorage, as_storage
 from gnncy.storage.sparse import SparseFeatureStorage
 
-__all__ = ["AdaptiveHotset", "ArrayStorage", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig",
+__all__ = ["AdaptiveHotset", "ArrayStorage", "ColdTierLoader", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig",
            "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics", "SparseFeatureStorage",
            "VerifyReport", "as_storage"]
