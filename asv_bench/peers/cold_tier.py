@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asv_bench.peers import comparison
+from asv_bench.peers import table
 
 PAGE = 4096
 FANOUTS = (10, 10, 10)
@@ -161,7 +161,7 @@ def feed(folder, cell, plan, batches):
         with ColdTierLoader(store, adjacency, seeds, fanouts=FANOUTS, batch_size=cell.batch_size,
                             memory_limit=cell.limit, plan=plan, inclusion=inclusion, spill_folder=folder) as loader:
             planned, chosen = time.perf_counter() - begun, loader.plan
-            table, rows = str(loader.planner), round(loader.planner.accesses.per_batch * cell.batches)
+            shown, accesses = str(loader.planner), round(loader.planner.accesses.per_batch * cell.batches)
             model = max(loader.planner.io_seconds(chosen), loader.planner.compute_seconds(chosen))
             digests, done = [], 0
             begun, checking = time.perf_counter(), 0.0
@@ -169,10 +169,10 @@ def feed(folder, cell, plan, batches):
                 if result.batch_index % CHECKED == 0:
                     paused = time.perf_counter()
                     some = slice(None, None, 7)
-                    digests.append((result.batch_index, digest(result.node_ids, result.features[some])))
-                    expected = rows_of(result.node_ids[some], base)
-                    assert result.features[some].tobytes() == expected.tobytes(), "rows differ from those in memory"
-                    del expected
+                    ids, rows = result.node_ids, result.features[some]
+                    assert rows.tobytes() == rows_of(ids[some], base).tobytes(), "rows differ from those in memory"
+                    digests.append(hashlib.sha256(ids.tobytes() + rows.tobytes()).hexdigest()[:16])
+                    del rows
                     checking += time.perf_counter() - paused
                 done += 1
                 del result
@@ -182,12 +182,8 @@ def feed(folder, cell, plan, batches):
         peak = _memory.peak_rss() - start
     scale = cell.batches / done
     return {"plan": chosen.name, "hot": chosen.hot_rows, "window": chosen.window, "seconds": seconds * scale,
-            "rows": rows, "predicted": chosen.seconds, "model": model, "peak": peak, "planned": planned,
-            "done": done, "digest": hashlib.sha256(repr(digests).encode()).hexdigest()[:16], "table": table}
-
-
-def digest(ids, rows):
-    return hashlib.sha256(np.ascontiguousarray(ids).tobytes() + np.ascontiguousarray(rows).tobytes()).hexdigest()
+            "rows": accesses, "predicted": chosen.seconds, "model": model, "peak": peak, "planned": planned,
+            "done": done, "digests": digests, "table": shown}
 
 
 def inclusion_of(folder, cell):
@@ -347,7 +343,7 @@ def in_process(kind, folder, cell, **options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(name, cell, folder, plans, peers, asked, seconds):
+def grid(cell, folder, plans, peers, asked, seconds):
     """Rows of one cell: each plan beside each of the others, and beside what was promised."""
     in_process("prepare", folder, cell)
     fed = {plan: in_process("feed", folder, cell, plan=plan, batches=batches) for plan, batches in plans.items()}
@@ -361,9 +357,9 @@ def table(name, cell, folder, plans, peers, asked, seconds):
         others[peer] = got["row_seconds"] * rows_of_epoch, f"{peer} ({how})"
 
     def row(setting, ours, peer, value, ratio, least, unit="s"):
-        return {"name": name, "setting": f"{cell}: {setting}", "threads": cell.threads, "ours": float(f"{ours:.4g}"),
-                "peer": peer, "peer_value": float(f"{value:.4g}"), "unit": unit, "ratio": float(f"{ratio:.3g}"),
-                "asked": least}
+        numbers = {"ours": f"{ours:.4g}", "peer_value": f"{value:.4g}", "ratio": f"{ratio:.3g}"}
+        return {"setting": f"{cell}: {setting}", "peer": peer, "unit": unit, "asked": least,
+                **{key: float(text) for key, text in numbers.items()}}
 
     for plan, got in fed.items():
         what = f"auto, {got['plan']}" if plan == "auto" else plan
@@ -379,8 +375,7 @@ def table(name, cell, folder, plans, peers, asked, seconds):
                   got["model"] / got["seconds"], 0.77)
         yield row(f"plan {what}, peak memory", got["peak"] / 1e6, "limit + 10 %", 1.1 * cell.limit / 1e6,
                   1.1 * cell.limit / got["peak"], 1, "MB")
-    whole = [got for got in fed.values() if got["done"] == cell.batches]
-    assert len({got["digest"] for got in whole}) == 1, "plans gave different rows"
+    assert all(len(set(same)) == 1 for same in zip(*(got["digests"] for got in fed.values()))), "plans differ"
     best = min(got["seconds"] for got in fed.values())
     chosen = fed["auto"]["seconds"]
     yield row(f"choice of {fed['auto']['plan']}", chosen, "best plan", best, best / chosen, 0.91)
@@ -393,34 +388,35 @@ def scratch():
         yield Path(folder)
 
 
-def shrink(quick, cell):
-    return replace(cell, nodes=cell.nodes // 32, batches=12, part=0.002, share=0.5) if quick else cell
+def cells(quick, threads, *others):
+    """The cells to measure; small ones, where they are only to be seen to run."""
+    for cell in others:
+        small = {"nodes": cell.nodes // 32, "batches": 12, "part": 0.002, "share": 0.5} if quick else {}
+        yield replace(cell, threads=threads, **small)
 
 
-@comparison
-def cold_tier(quick, stack):
-    cell = shrink(quick, Cell(8_388_608, 512))
-    folder = stack.enter_context(scratch())
-    yield from table("cold_tier", cell, folder, {"D": None, "auto": None, "C": None, "B": None},
-                     (ROW_READS, RANDOM, MAPPED), {ROW_READS: 10, MAPPED: 50}, 2 if quick else 30)
+@table
+def cold_tier(quick, threads):
+    with scratch() as folder:
+        for cell in cells(quick, threads, Cell(8_388_608, 512)):
+            yield from grid(cell, folder, {"D": None, "auto": None, "C": 60, "B": 60}, (ROW_READS, RANDOM, MAPPED),
+                            {ROW_READS: 10, MAPPED: 50}, 2 if quick else 24)
 
 
-@comparison
-def cold_tier_memory(quick, stack):
-    folder = stack.enter_context(scratch())
-    for share in (0.05, 0.2, 0.3):
-        cell = shrink(quick, Cell(8_388_608, 512, share))
-        yield from table("cold_tier_memory", cell, folder, {"auto": None, "C": 40}, (ROW_READS,), {ROW_READS: 10},
-                         2 if quick else 10)
+@table
+def cold_tier_memory(quick, threads):
+    with scratch() as folder:
+        for cell in cells(quick, threads, *(Cell(8_388_608, 512, share) for share in (0.05, 0.2, 0.3))):
+            yield from grid(cell, folder, {"auto": None, "C": 40}, (ROW_READS,), {ROW_READS: 10}, 2 if quick else 10)
 
 
-@comparison
-def cold_tier_rows(quick, stack):
-    folder = stack.enter_context(scratch())
-    for row_bytes, nodes in ((128, 8_388_608), (2048, 1_048_576)):
-        cell = shrink(quick, Cell(nodes, row_bytes))
-        yield from table("cold_tier_rows", cell, folder, {"auto": None, "C": 40}, (ROW_READS,),
-                         {ROW_READS: 10 if row_bytes < 2048 else 4}, 2 if quick else 10)
+@table
+def cold_tier_rows(quick, threads):
+    with scratch() as folder:
+        for cell in cells(quick, threads, Cell(8_388_608, 128, batches=800, part=0.0025), Cell(1_048_576, 2048)):
+            asked = {ROW_READS: 10 if cell.row_bytes < 2048 else 4}
+            yield from grid(cell, folder, {"auto": None, "C": cell.batches // 5}, (ROW_READS,), asked,
+                            2 if quick else 10)
 
 
 KINDS = {"prepare": prepare, "feed": feed, "mapped": mapped, "row_reads": row_reads}
