@@ -147,6 +147,14 @@ def load(folder, cell):
 
 def feed(folder, cell, plan, batches):
     """One epoch, or its first minibatches, by one plan."""
+    from gnncy.errors import MemoryLimitError
+    try:
+        return measured(folder, cell, plan, batches)
+    except MemoryLimitError as error:
+        return {"refused": str(error)}
+
+
+def measured(folder, cell, plan, batches):
     from gnncy import _memory
     from gnncy._threads import working_threads
     from gnncy.storage import ColdTierLoader, FeatureStorage
@@ -347,6 +355,8 @@ def grid(cell, folder, plans, peers, asked, seconds):
     """Rows of one cell: each plan beside each of the others, and beside what was promised."""
     in_process("prepare", folder, cell)
     fed = {plan: in_process("feed", folder, cell, plan=plan, batches=batches) for plan, batches in plans.items()}
+    for plan in [plan for plan, got in fed.items() if "refused" in got]:
+        print(f"{cell}: plan {plan}: {fed.pop(plan)['refused']}", file=sys.stderr)
     rows_of_epoch = fed["auto"]["rows"]
     others = {}
     for peer in peers:
@@ -375,7 +385,7 @@ def grid(cell, folder, plans, peers, asked, seconds):
                   got["model"] / got["seconds"], 0.77)
         yield row(f"plan {what}, peak memory", got["peak"] / 1e6, "limit + 10 %", 1.1 * cell.limit / 1e6,
                   1.1 * cell.limit / got["peak"], 1, "MB")
-    assert all(len(set(same)) == 1 for same in zip(*(got["digests"] for got in fed.values()))), "plans differ"
+    assert all(len(set(same)) == 1 for same in zip(*(got["digests"] for got in fed.values()), strict=False)), "plans differ"
     best = min(got["seconds"] for got in fed.values())
     chosen = fed["auto"]["seconds"]
     yield row(f"choice of {fed['auto']['plan']}", chosen, "best plan", best, best / chosen, 0.91)
@@ -391,8 +401,10 @@ def scratch():
 def cells(quick, threads, *others):
     """The cells to measure; small ones, where they are only to be seen to run."""
     for cell in others:
-        small = {"nodes": cell.nodes // 32, "batches": 12, "part": 0.002, "share": 0.5} if quick else {}
-        yield replace(cell, threads=threads, **small)
+        if quick:
+            cell = replace(cell, nodes=cell.nodes // 32, batches=12, part=0.002)
+            cell = replace(cell, share=max(0.5, 48e6 / cell.features))
+        yield replace(cell, threads=threads)
 
 
 @table
