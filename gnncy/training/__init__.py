@@ -1,10 +1,16 @@
 """Training: the loop, what it is fed and trained for, snapshots, callbacks, curricula, and the memory plan."""
-from gnncy.training.annealing import LossWeightScheduler, Schedules, TemperatureScheduler
 from gnncy.training.callbacks import Callback, CSVLogger, EarlyStopping, Task
-from gnncy.training.curriculum import CurriculumScheduler, CurriculumStage, neighbor_difficulty
 from gnncy.training.loader import GraphBatch, GraphLoader
 from gnncy.training.objective import Embedded, Evaluation, Objective
 from gnncy.training.planner import MemoryPlan, resolve_limit
+from gnncy.training.schedules import (
+    CurriculumScheduler,
+    CurriculumStage,
+    LossWeightScheduler,
+    Schedules,
+    TemperatureScheduler,
+    neighbor_difficulty,
+)
 from gnncy.training.snapshot import SnapshotFolder, read_snapshot
 from gnncy.training.trainer import Trainer
 

@@ -14,8 +14,8 @@ from gnncy.losses import (
     SpectralRegularization,
 )
 from gnncy.nn import Module, Tensor
-from gnncy.training.annealing import Settings
 from gnncy.training.loader import GraphBatch, GraphLoader
+from gnncy.training.schedules import Settings
 
 NOTHING_SAID = Settings(None, None, None, None)
 

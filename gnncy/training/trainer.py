@@ -14,10 +14,10 @@ from gnncy._threads import working_threads
 from gnncy.errors import StorageError
 from gnncy.nn import no_grad
 from gnncy.optim import ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
-from gnncy.training.annealing import Schedules
 from gnncy.training.callbacks import Task, call_task_hooks
 from gnncy.training.loader import GraphLoader
 from gnncy.training.objective import Embedded, Objective
+from gnncy.training.schedules import Schedules
 from gnncy.training.snapshot import SnapshotFolder
 
 log = logging.getLogger("gnncy")

@@ -13,7 +13,7 @@ from gnncy.losses import (
     SpectralRegularization,
 )
 from gnncy.training import Embedded, GraphLoader, Objective
-from gnncy.training.annealing import Settings
+from gnncy.training.schedules import Settings
 
 DATA = make_sbm(120, 3, n_features=6, seed=1)
 X = DATA.features.astype(np.float64)

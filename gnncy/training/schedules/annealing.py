@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 from gnncy._check import check_float, check_int
 from gnncy.optim import LinearSchedule, Scheduler
 from gnncy.optim.schedules import as_schedule
-from gnncy.training.curriculum import CurriculumScheduler, check_weights
+from gnncy.training.schedules.curriculum import CurriculumScheduler, check_weights
 
 
 class TemperatureScheduler(Scheduler):
