@@ -2,7 +2,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -68,6 +68,9 @@ class ColdTierLoader:
         Probability of each node to be in a minibatch, where it is known; otherwise it is computed here.
     prefetch : bool
         Read ahead in a thread.
+    probes : iterable, optional
+        A few minibatches like those that :meth:`read` will be given, from which their size and the time to draw one are
+        seen: objects with ``nodes`` and ``nbytes``. Default: the sampler's.
 
     Attributes
     ----------
@@ -100,10 +103,11 @@ class ColdTierLoader:
 
     def __init__(self, storage, adjacency, seeds, *, fanouts: Sequence[int] = (10, 10, 10), batch_size: int = 1024,
                  memory_limit: int | str = "256MB", plan: str = "auto", seed=0, shuffle: bool = True,
-                 disk: DiskModel | None = None, spill_folder=None, inclusion=None, prefetch: bool = True):
+                 disk: DiskModel | None = None, spill_folder=None, inclusion=None, prefetch: bool = True,
+                 probes: Iterable | None = None):
         started = _memory.rss()
         self._prepare(storage, adjacency, seeds, fanouts, batch_size, memory_limit, plan, seed, shuffle, disk,
-                      spill_folder, inclusion, calibrate)
+                      spill_folder, inclusion, calibrate, probes)
         self.prefetch, self._started = bool(prefetch), started
         self._records: list[dict] = []
         self._run: PlanRun | None = None
@@ -129,7 +133,7 @@ class ColdTierLoader:
         return loader.planner
 
     def _prepare(self, storage, adjacency, seeds, fanouts, batch_size, memory_limit, plan, seed, shuffle, disk,
-                 spill_folder, inclusion, measure: Callable[..., DiskModel]) -> None:
+                 spill_folder, inclusion, measure: Callable[..., DiskModel], probes: Iterable | None = None) -> None:
         """Check the arguments, and plan."""
         self.adjacency = as_csr(adjacency)
         n = self.adjacency.shape[0]
@@ -158,7 +162,7 @@ class ColdTierLoader:
         path = getattr(self.storage, "path", None)
         if disk is None:
             disk = DEFAULT if path is None else measure(path)
-        probes, seconds = self._probe()
+        probes, seconds = self._probe() if probes is None else _timed(probes)
         sizes = np.array([len(probe.nodes) for probe in probes])
         largest = min(int(sizes.max() + _SPREAD * sizes.std()) + 1, n)
         # Minibatches without their features: those drawn ahead in both stages, made ahead, and in use.
@@ -219,6 +223,23 @@ class ColdTierLoader:
         """
         return Epoch(self, check_int(k, "k", 0), check_int(first, "first", 0, self.n_batches))
 
+    def read(self, batches: Iterable, *, epoch: int | None = None) -> "Epoch":
+        """Minibatches of one's own, by the present plan and with its hot rows.
+
+        Parameters
+        ----------
+        batches : iterable
+            What :func:`~gnncy.storage.plans.run_plan` takes. The plan is the better, the more alike they are to the
+            ``probes`` in size and in the nodes that they need.
+        epoch : int, optional
+            Note the pass in the :meth:`report` by this number, as a whole epoch.
+
+        Returns
+        -------
+        Epoch
+        """
+        return Epoch(self, None if epoch is None else check_int(epoch, "epoch", 0), 0, batches)
+
     def report(self) -> list[dict]:
         """What was predicted and what was measured of each whole epoch so far.
 
@@ -238,11 +259,12 @@ class ColdTierLoader:
         self._end_run()
         self._close_own()
 
-    def _start(self, epoch: "Epoch") -> Iterator[HyperbatchResult]:
+    def _start(self, epoch: "Epoch", batches: Iterable) -> Iterator[HyperbatchResult]:
         """Begin the pass of an epoch."""
         if self._run is None:
             raise ValueError("the loader is closed; make a new one")
         self._current = epoch
+        self._run.batches = batches
         minibatches = iter(self._run)
         epoch.statistics = self._run.statistics
         return minibatches
@@ -297,8 +319,8 @@ class Epoch:
         Of the current or last pass.
     """
 
-    def __init__(self, loader: ColdTierLoader, k: int, first: int):
-        self._loader, self._k, self._first = loader, k, first
+    def __init__(self, loader: ColdTierLoader, k: int | None, first: int, batches: Iterable | None = None):
+        self._loader, self._k, self._first, self._batches = loader, k, first, batches
         self.statistics = HyperbatchStatistics()
 
     def close(self) -> None:
@@ -308,10 +330,12 @@ class Epoch:
     def __iter__(self) -> Iterator[HyperbatchResult]:
         loader = self._loader
         loader._stop()
-        source, first = loader._source, self._first
-        source.epoch, source.first = self._k, first
+        batches, first = self._batches, self._first
+        if batches is None:
+            batches = source = loader._source
+            source.epoch, source.first = self._k or 0, first
         begun, consumer = time.perf_counter(), 0.0
-        minibatches = loader._start(self)
+        minibatches = loader._start(self, batches)
         try:
             for result in minibatches:
                 given = time.perf_counter()
@@ -320,7 +344,7 @@ class Epoch:
                 consumer += time.perf_counter() - given
         finally:
             self.close()
-        if first == 0:
+        if self._k is not None and first == 0:
             loader._finish(self._k, time.perf_counter() - begun, consumer, self.statistics)
 
 
@@ -370,7 +394,16 @@ class _Batches:
             return self.sampler.sample(seeds, epoch=self.epoch, batch=batch)
 
 
-def _nbytes(batch: SampledBatch) -> int:
+def _timed(probes: Iterable) -> tuple[list, float]:
+    """Minibatches, and the seconds to draw one."""
+    begun = time.perf_counter()
+    drawn = list(probes)
+    return drawn, (time.perf_counter() - begun) / len(drawn)
+
+
+def _nbytes(batch) -> int:
     """Bytes of a minibatch without its features."""
+    if not isinstance(batch, SampledBatch):
+        return batch.nbytes
     arrays = [batch.nodes, *(array for block in batch.blocks for array in (block.indptr, block.indices, block.edges))]
     return sum(array.nbytes for array in arrays if array is not None)
