@@ -11,10 +11,10 @@ from gnncy.training.schedules import (
     TemperatureScheduler,
     neighbor_difficulty,
 )
-from gnncy.training.snapshot import SnapshotFolder, read_snapshot
+from gnncy.training.snapshot import SnapshotFolder, read_snapshot, write_snapshot
 from gnncy.training.trainer import Trainer
 
 __all__ = ["CSVLogger", "Callback", "CurriculumScheduler", "CurriculumStage", "EarlyStopping", "Embedded", "Evaluation",
            "GraphBatch", "GraphLoader", "LossWeightScheduler", "MemoryPlan", "Objective", "Schedules",
            "SnapshotFolder", "Task", "TemperatureScheduler", "Trainer", "neighbor_difficulty", "read_snapshot",
-           "resolve_limit"]
+           "resolve_limit", "write_snapshot"]

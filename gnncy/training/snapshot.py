@@ -3,6 +3,7 @@ import json
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,7 @@ class SnapshotFolder:
         """Write snapshot ``number``; ``numbers`` must be JSON. Returns its path."""
         path = self.folder / f"checkpoint-{number:08d}.npz"
         self.folder.mkdir(parents=True, exist_ok=True)
-        header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers})
-        with _files.replacing(path) as temporary:
-            with open(temporary, "wb") as f:
-                np.savez(f, **{"header": np.array(header)}, **{f"array/{k}": v for k, v in arrays.items()})  # type: ignore[arg-type]
+        write_snapshot(path, arrays, numbers)
         _files.write_text(self.folder / "latest", path.name + "\n")
         for old in self._all()[:-self.keep]:
             old.unlink()
@@ -78,13 +76,37 @@ class SnapshotFolder:
         return sorted(p for p in self.folder.iterdir() if _NAME.fullmatch(p.name))
 
 
+def write_snapshot(path, arrays: Mapping[str, np.ndarray], numbers: Mapping) -> None:
+    """Write one snapshot file, whole or not at all, and wait until it is on the disk.
+
+    Parameters
+    ----------
+    path : path-like
+        A file that is there is replaced.
+    arrays : dict of str to ndarray
+    numbers : dict
+        What JSON can hold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gnncy.training import read_snapshot, write_snapshot
+    >>> write_snapshot("mine.npz", {"weight": np.zeros(2)}, {"epoch": 1})
+    >>> read_snapshot("mine.npz")[1]
+    {'epoch': 1}
+    """
+    header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers})
+    with _files.replacing(path) as temporary, open(temporary, "wb") as f:
+        np.savez(f, **{"header": np.array(header)}, **{f"array/{k}": v for k, v in arrays.items()})  # type: ignore[arg-type]
+
+
 def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
     """Arrays and numbers of one snapshot file, its checksums verified.
 
     Parameters
     ----------
     path : path-like
-        A ``checkpoint-*.npz`` that :meth:`SnapshotFolder.save` wrote.
+        What :func:`write_snapshot` or :meth:`SnapshotFolder.save` wrote.
 
     Returns
     -------
@@ -114,7 +136,7 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError) as error:
         raise StorageError(f"{path} is damaged or not a checkpoint ({error}); {remedy}") from error
     except FileNotFoundError as error:
-        raise StorageError(f"{path} is missing although 'latest' names it; {remedy}") from error
+        raise StorageError(f"{path} is missing; {remedy}") from error
     if header.get("format") != FORMAT:
         raise StorageError(f"{path} is not a {FORMAT} file; {remedy}")
     if header["version"] > VERSION:

@@ -1,7 +1,7 @@
 """The training loop: epochs of minibatches, snapshots from which a killed run continues to the same bits."""
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -331,9 +331,13 @@ class Trainer:
                   if hasattr(callback, "state_dict")}
         return {name: part for name, part in named.items() if part is not None}
 
-    def _save(self, snapshots: SnapshotFolder) -> None:
-        # The arrays themselves, not copies: nothing changes them while they are written.
+    def state(self) -> tuple[dict[str, np.ndarray], dict]:
+        """Everything that the run depends on from here: arrays, not copied, and what JSON can hold.
+
+        See :func:`write_snapshot`, and :meth:`load_state`.
+        """
         arrays = {f"model/{name}": parameter.data for name, parameter in self.model.named_parameters()}
+        arrays |= {f"model/{name}": buffer for name, buffer in self.model.named_buffers()}
         arrays |= {f"optimizer/{slot}/{i}": x for slot, values in self.optimizer.state.items()
                    for i, x in enumerate(values)}
         states: dict[str, dict] = {}
@@ -341,23 +345,49 @@ class Trainer:
             state = part.state_dict()
             arrays |= {f"{name}/{key}": value for key, value in state.items() if isinstance(value, np.ndarray)}
             states[name] = {key: value for key, value in state.items() if not isinstance(value, np.ndarray)}
-        numbers = {"epoch": self.epoch, "step": self.step, "total_steps": self.total_steps,
-                   "loss_sum": self._loss_sum.hex(), "samples": self._samples,
-                   "part_sums": {name: value.hex() for name, value in self._part_sums.items()},
-                   "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
-                   "optimizer": self.optimizer.numbers(), "states": states}
-        snapshots.save(self.total_steps, arrays, numbers)
+        return arrays, {
+            "epoch": self.epoch, "step": self.step, "total_steps": self.total_steps, "loss_sum": self._loss_sum.hex(),
+            "samples": self._samples, "part_sums": {name: value.hex() for name, value in self._part_sums.items()},
+            "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
+            "optimizer": self.optimizer.numbers(), "states": states}
+
+    def _save(self, snapshots: SnapshotFolder) -> None:
+        snapshots.save(self.total_steps, *self.state())
 
     def _restore(self, snapshots: SnapshotFolder) -> None:
         found = snapshots.load_latest()
-        if found is None:
-            return
-        arrays, numbers = found
+        if found is not None:
+            self.load_state(*found, where=snapshots.folder)
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], numbers: Mapping, *, objective: Objective | None = None,
+                   where="what was saved") -> None:
+        """Go on where :meth:`state` was taken.
+
+        Parameters
+        ----------
+        arrays : dict of str to ndarray
+        numbers : dict
+        objective : Objective, optional
+            What :meth:`fit` will be called with, if it is one that learns.
+        where : object
+            What errors call it.
+
+        Raises
+        ------
+        StorageError
+            If it belongs to another run.
+        """
+        self._objective = objective or self._objective
         if numbers["fingerprint"] != self.fingerprint:
             differ = sorted(k for k in {**numbers["fingerprint"], **self.fingerprint}
                             if numbers["fingerprint"].get(k) != self.fingerprint.get(k))
-            raise StorageError(f"the checkpoint in {snapshots.folder} belongs to another run (different: "
+            raise StorageError(f"the checkpoint in {where} belongs to another run (different: "
                                f"{', '.join(differ)}); use the same settings or another folder")
+        states = numbers.get("states", {})
+        for name in self._stateful():
+            if name not in states:
+                raise StorageError(f"the checkpoint in {where} has no state of {name}: it was taken by a "
+                                   "trainer without it; use the same objective and callbacks, or another folder")
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")})
         count = len(self.optimizer.params)
         self.optimizer.load_state_dict(numbers["optimizer"] | {
@@ -366,11 +396,7 @@ class Trainer:
         self._loss_sum, self._samples = float.fromhex(numbers["loss_sum"]), numbers["samples"]
         self._part_sums = {name: float.fromhex(value) for name, value in numbers.get("part_sums", {}).items()}
         self._stopped, self.history = numbers["stopped"], numbers["history"]
-        states = numbers.get("states", {})
         for name, part in self._stateful().items():
-            if name not in states:
-                raise StorageError(f"the checkpoint in {snapshots.folder} has no state of {name}: it was taken by a "
-                                   "trainer without it; use the same objective and callbacks, or another folder")
             own = {key.removeprefix(f"{name}/"): value for key, value in arrays.items() if key.startswith(f"{name}/")}
             part.load_state_dict(states[name] | own)
         log.info("continuing after epoch %d, step %d", self.epoch, self.step)
