@@ -13,7 +13,7 @@ from gnncy._kernels.storage import hotset as kernels
 from gnncy._memory import aligned_empty, format_bytes, parse_bytes
 from gnncy._threads import current_threads, inherit_threads
 from gnncy.errors import MemoryLimitError
-from gnncy.storage._blocks import IOStatistics
+from gnncy.storage._blocks import PAGE, IOStatistics
 from gnncy.storage.hotset import AdaptiveHotset
 from gnncy.storage.sources import as_storage
 
@@ -28,6 +28,8 @@ class HyperbatchConfig:
         Seed nodes in a minibatch, for whoever draws the minibatches.
     prefetch_factor : int
         Hyperbatches in memory at once, the one in use included, as far as there are buffers; 1 reads nothing ahead.
+    block_align : int
+        Buffers begin at multiples of so many bytes, a power of 2.
     num_buffers : int
         Buffers that ``buffer_bytes`` is divided into.
     hotset_fraction : float
@@ -48,6 +50,7 @@ class HyperbatchConfig:
 
     batch_size: int = 4096
     prefetch_factor: int = 2
+    block_align: int = 4096
     num_buffers: int = 2
     hotset_fraction: float = 0.05
     buffer_bytes: int | str = "64MB"
@@ -55,6 +58,7 @@ class HyperbatchConfig:
     def __post_init__(self):
         check_int(self.batch_size, "batch_size", 1)
         check_int(self.prefetch_factor, "prefetch_factor", 1)
+        _check_align(self.block_align)
         check_int(self.num_buffers, "num_buffers", 1)
         check_float(self.hotset_fraction, "hotset_fraction", 0, 1)
         parse_bytes(self.buffer_bytes, "buffer_bytes")
@@ -68,7 +72,7 @@ class HyperbatchConfig:
         """A :class:`HyperbatchIterator` with these settings."""
         storage = as_storage(storage)
         return HyperbatchIterator(storage, batches, buffer_bytes=self.buffer_bytes, num_buffers=self.num_buffers,
-                                  prefetch_factor=self.prefetch_factor,
+                                  prefetch_factor=self.prefetch_factor, block_align=self.block_align,
                                   hotset=self.hotset(storage) if hotset is None else hotset)
 
 
@@ -168,6 +172,8 @@ class HyperbatchIterator:
         Buffers that are used; all by default.
     max_batches : int, optional
         Minibatches in a hyperbatch, at most; bounds the memory of the minibatches themselves.
+    block_align : int
+        Buffers begin at multiples of so many bytes, a power of 2.
 
     Attributes
     ----------
@@ -202,7 +208,7 @@ class HyperbatchIterator:
 
     def __init__(self, storage, batches: Iterable, *, buffer_bytes: int | str, prefetch: bool = True,
                  hotset: AdaptiveHotset | None = None, num_buffers: int = 2, prefetch_factor: int | None = None,
-                 max_batches: int | None = None):
+                 max_batches: int | None = None, block_align: int = PAGE):
         self.storage = as_storage(storage)
         if not hasattr(self.storage, "read_batch") or hasattr(self.storage, "nnz"):
             raise TypeError(f"storage must hold dense rows, got {type(self.storage).__name__}; "
@@ -221,7 +227,8 @@ class HyperbatchIterator:
         self.statistics = HyperbatchStatistics()
         row = _row_bytes(dim, dtype)
         rows = min(self.buffer_bytes // num_buffers // row, n)
-        self._arenas = [_Arena(rows, dim, dtype) for _ in range(depth if self.prefetch else 1)]
+        align = _check_align(block_align)
+        self._arenas = [_Arena(rows, dim, dtype, align) for _ in range(depth if self.prefetch else 1)]
         self._pass: _Pass | None = None
 
     @staticmethod
@@ -254,11 +261,17 @@ class HyperbatchIterator:
 class _Arena:
     """Room for the distinct rows of a hyperbatch, and the table that numbers their ids."""
 
-    def __init__(self, rows: int, dim: int, dtype: np.dtype):
-        self.rows = aligned_empty((rows, dim), dtype, 4096)
+    def __init__(self, rows: int, dim: int, dtype: np.dtype, align: int):
+        self.rows = aligned_empty((rows, dim), dtype, align)
         self.unique = np.empty(rows, np.int64)
         size = _table_size(rows)
         self.keys, self.values = np.empty(size, np.int64), np.empty(size, np.int32)
+
+
+def _check_align(align: int) -> int:
+    if check_int(align, "block_align", 8) & (align - 1):
+        raise ValueError(f"block_align must be a power of 2, got {align}")
+    return align
 
 
 def _table_size(rows: int) -> int:
