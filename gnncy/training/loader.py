@@ -1,9 +1,12 @@
 """Minibatches of a graph for contrastive training: anchors, their positives, negatives, edges and features."""
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
+from threading import Lock
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -15,9 +18,20 @@ from gnncy.graph import NeighborSampler, RandomWalks, SampledBatch, as_csr
 from gnncy.losses import GraphHardNegativeMiner, HardNegativeMiner, MinedNegatives
 from gnncy.nn import Module, Tensor, no_grad
 from gnncy.nn.ops import concatenate
-from gnncy.storage import HyperbatchIterator, as_storage
+from gnncy.storage import (
+    AdaptiveHotset,
+    ColdTierLoader,
+    FeatureStorage,
+    HyperbatchConfig,
+    HyperbatchIterator,
+    HyperbatchStatistics,
+    as_storage,
+)
+from gnncy.storage.plans import DiskModel
+from gnncy.storage.plans.loader import Epoch
 
 POSITIVES = ("neighbors", "walks", "views")
+PROBES = 8  # minibatches that are drawn to see how many rows they need, and which
 
 
 @dataclass(eq=False)
@@ -63,6 +77,14 @@ class GraphBatch:
     def positive_ids(self) -> np.ndarray:
         """Node ids of the positives."""
         return self.seeds[self.positives - self.last_view]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the minibatch, without features and what is computed when asked for."""
+        blocks = [block for sample in self.samples for block in sample.blocks]
+        arrays = [self.seeds, self.anchors, self.positives, self.nodes, *(sample.nodes for sample in self.samples),
+                  *(array for block in blocks for array in (block.indptr, block.indices, block.edges))]
+        return sum(array.nbytes for array in arrays if array is not None)
 
     @cached_property
     def edges(self) -> csr_array:
@@ -130,8 +152,15 @@ class GraphLoader:
         Nodes that are trained; all by default.
     difficulty : array of shape (n,), optional
         How hard each node is, in 0..1: see :func:`neighbor_difficulty`. A curriculum trains nodes up to a difficulty.
-    buffer_bytes : int or str
-        Memory for reading features.
+    buffer_bytes : int or str or HyperbatchConfig
+        Memory for reading features, or how to read them in detail.
+    hotset : AdaptiveHotset, optional
+        Cache of rows that are read, kept over epochs.
+    memory_limit : int or str, optional
+        Read features by the fastest plan that holds no more than this, in place of ``buffer_bytes`` and ``hotset``:
+        see :class:`~gnncy.storage.ColdTierLoader`.
+    plan, disk, spill_folder
+        With ``memory_limit``, as there.
     prefetch : bool
         Draw and read the next minibatches in a thread. What comes does not depend on it.
     seed : int or Generator
@@ -168,8 +197,10 @@ class GraphLoader:
     def __init__(self, adjacency, features, *, batch_size: int = 512, fanouts=None, positives: str = "neighbors",
                  walk_length: int = 5, augment: Callable | None = None,
                  negatives: HardNegativeMiner | GraphHardNegativeMiner | None = None, candidates: int = 0,
-                 exclude_neighbors: bool = True, anchors=None, difficulty=None, buffer_bytes: int | str = "64MB",
-                 prefetch: bool = True, seed=0):
+                 exclude_neighbors: bool = True, anchors=None, difficulty=None,
+                 buffer_bytes: int | str | HyperbatchConfig = "64MB", hotset: AdaptiveHotset | None = None,
+                 memory_limit: int | str | None = None, plan: str = "auto", disk: DiskModel | None = None,
+                 spill_folder=None, prefetch: bool = True, seed=0):
         self.adjacency = as_csr(adjacency)
         n = self.adjacency.shape[0]
         self.features = as_storage(features)
@@ -193,7 +224,9 @@ class GraphLoader:
         if len(self.anchors) < 2:
             raise ValueError(f"anchors must be at least 2 nodes, got {len(self.anchors)}")
         self.difficulty = None if difficulty is None else _difficulty(difficulty, n)[self.anchors]
-        self.buffer_bytes, self.prefetch = buffer_bytes, bool(prefetch)
+        self.config = buffer_bytes if isinstance(buffer_bytes, HyperbatchConfig) else HyperbatchConfig(
+            hotset_fraction=0, buffer_bytes=buffer_bytes)
+        self.hotset, self.prefetch = hotset, bool(prefetch)
         self.seed = seed_from(seed)
         self.sample_seconds = 0.0  # spent on drawing minibatches since the epoch's begin
         self._sampler = None if fanouts is None else NeighborSampler(self.adjacency, fanouts,
@@ -201,6 +234,35 @@ class GraphLoader:
         steps = {"neighbors": 1, "walks": check_int(walk_length, "walk_length", 1), "views": 0}[positives]
         self._walks = RandomWalks(self.adjacency, steps, seed=derive(self.seed, "positives")) if steps else None
         self._table: np.ndarray | None = None
+        self._drawing = Lock()  # each thread that draws at the same time would need a table of all nodes
+        self._pass: HyperbatchIterator | Epoch | None = None
+        self._planned: ColdTierLoader | None = None
+        if memory_limit is not None:
+            batches = _Drawn(self, 0, 0, None)
+            probes = (batches.draw(int(k)) for k in np.unique(np.linspace(0, self.steps() - 1, PROBES).astype(int)))
+            # The step to a positive is a draw of one neighbour; where long walks end hardly depends on their length.
+            hops = (1,) * min(max(steps, 1), 8) + tuple(fanouts or ())
+            self._planned = ColdTierLoader(
+                self.features, self.adjacency, self.anchors, fanouts=hops, batch_size=self.batch_size,
+                memory_limit=memory_limit, plan=plan, disk=disk, spill_folder=spill_folder, prefetch=self.prefetch,
+                probes=probes)
+
+    @property
+    def planned(self) -> ColdTierLoader | None:
+        """What reads features within ``memory_limit``: it has the plan, the planner and a report of each epoch."""
+        return self._planned
+
+    @property
+    def statistics(self) -> HyperbatchStatistics:
+        """What the present or last pass over the features did."""
+        return HyperbatchStatistics() if self._pass is None else self._pass.statistics
+
+    def close(self) -> None:
+        """End the present pass and let go of the rows that are held in memory."""
+        if self._pass is not None:
+            self._pass.close()
+        if self._planned is not None:
+            self._planned.close()
 
     # -- what an epoch is made of
 
@@ -218,7 +280,8 @@ class GraphLoader:
         count = len(self.included(difficulty))
         return min(-(-count // self.batch_size), count // 2)
 
-    def batches(self, epoch: int, first: int = 0, difficulty: float | None = None) -> HyperbatchIterator:
+    def batches(self, epoch: int, first: int = 0, difficulty: float | None = None
+                ) -> HyperbatchIterator | Epoch:
         """The minibatches of an epoch, with features.
 
         Parameters
@@ -232,23 +295,22 @@ class GraphLoader:
 
         Returns
         -------
-        HyperbatchIterator
+        HyperbatchIterator or Epoch
             Of results whose ``batch`` is a :class:`GraphBatch`, and whose ``features`` are those of its ``nodes``.
+            With ``memory_limit`` one pass runs at a time: a newer one ends it.
         """
-        return HyperbatchIterator(self.features, self._draw(epoch, first, difficulty), buffer_bytes=self.buffer_bytes,
-                                  prefetch=self.prefetch)
-
-    def _draw(self, epoch: int, first: int, difficulty: float | None) -> Iterator[GraphBatch]:
-        began = time.perf_counter()
         self.sample_seconds = 0.0
-        anchors, steps = self.included(difficulty), self.steps(difficulty)
-        order = stream(self.seed, "order", epoch).permutation(anchors)
-        for number in range(first, steps):
-            chosen = order[number * len(order) // steps:(number + 1) * len(order) // steps]
-            batch = self._batch(chosen, epoch, number)
-            self.sample_seconds += time.perf_counter() - began
-            yield batch
-            began = time.perf_counter()
+        whole = first == 0 and self.steps(difficulty) == self.steps()
+        return self._read(_Drawn(self, epoch, first, difficulty), epoch if whole else None)
+
+    def _read(self, batches: Iterable[GraphBatch], epoch: int | None = None) -> HyperbatchIterator | Epoch:
+        """Features of minibatches; ``epoch`` if they are a whole one, as it was planned."""
+        if self._planned is not None:
+            self._pass = self._planned.read(batches, epoch=epoch)
+        else:
+            config = self.config if self.prefetch else replace(self.config, prefetch_factor=1)
+            self._pass = config.iterate(self.features, batches, self.hotset)
+        return self._pass
 
     def _batch(self, anchors: np.ndarray, epoch: int, number: int) -> GraphBatch:
         positives = anchors if self._walks is None else self._positives(self._walks, anchors, epoch, number)
@@ -356,7 +418,7 @@ class GraphLoader:
             self._table = np.full(shape, np.nan, rows.dtype)
         return self._table
 
-    def embed(self, model: Module, nodes=None, *, n_jobs: int | None = None) -> np.ndarray:
+    def embed(self, model: Module, nodes=None, *, path=None, n_jobs: int | None = None):
         """Embeddings of nodes, without augmentation.
 
         Parameters
@@ -365,31 +427,68 @@ class GraphLoader:
             Called as in training.
         nodes : array of int or boolean mask, optional
             Distinct nodes; all by default.
+        path : path-like, optional
+            Write the embeddings there, a minibatch at a time; a file that is there is replaced.
         n_jobs : int, optional
             Threads, as in :meth:`Trainer.fit`.
 
         Returns
         -------
-        ndarray, shape (k, d)
+        ndarray, shape (k, d), or with ``path`` a FeatureStorage
             With ``fanouts`` by one fixed draw of neighbours.
         """
         n = self.adjacency.shape[0]
         ids = np.arange(n) if nodes is None else check_ids(nodes, n, "nodes")
-        none = ids[:0]
-
-        def parts():
-            for number, first in enumerate(range(0, len(ids), self.batch_size)):
-                seeds = ids[first:first + self.batch_size]
-                samples = () if self._sampler is None else (self._sampler.sample(seeds, batch=number),)
-                yield GraphBatch(seeds, none, none, samples, samples[0].nodes if samples else seeds, self.adjacency)
-
+        if len(ids) == 0:
+            raise ValueError("nodes must hold at least one node")
         training = model.training
         model.eval()
-        with working_threads(n_jobs), no_grad(), HyperbatchIterator(
-                self.features, parts(), buffer_bytes=self.buffer_bytes, prefetch=self.prefetch) as read:
-            out = [self.encode(model, result.batch, result.features).data for result in read]
-        model.train(training)
-        return np.concatenate(out)
+        try:
+            with working_threads(n_jobs), no_grad(), closing(self._read(_Seeds(self, ids))) as read:
+                parts = (self.encode(model, result.batch, result.features).data for result in read)
+                if path is None:
+                    return np.concatenate(list(parts))
+                first = next(parts)
+                return FeatureStorage.from_blocks(path, (len(ids), first.shape[1]), chain([first], parts),
+                                                  dtype=first.dtype, overwrite=True)
+        finally:
+            model.train(training)
+
+
+class _Seeds:
+    """All nodes of a list in minibatches, without pairs, to be embedded."""
+
+    def __init__(self, loader: GraphLoader, ids: np.ndarray):
+        self.loader, self.ids = loader, ids
+
+    def __iter__(self) -> Iterator[GraphBatch]:
+        loader, none = self.loader, self.ids[:0]
+        for number, first in enumerate(range(0, len(self.ids), loader.batch_size)):
+            seeds = self.ids[first:first + loader.batch_size]
+            with loader._drawing:
+                samples = () if loader._sampler is None else (loader._sampler.sample(seeds, batch=number),)
+            yield GraphBatch(seeds, none, none, samples, samples[0].nodes if samples else seeds, loader.adjacency)
+
+
+class _Drawn:
+    """The minibatches of an epoch, drawn anew, and the same, by every iteration."""
+
+    def __init__(self, loader: GraphLoader, epoch: int, first: int, difficulty: float | None):
+        self.loader, self.epoch, self.first, self.steps = loader, epoch, first, loader.steps(difficulty)
+        self.order = stream(loader.seed, "order", epoch).permutation(loader.included(difficulty))
+
+    def __iter__(self) -> Iterator[GraphBatch]:
+        return map(self.draw, range(self.first, self.steps))
+
+    def draw(self, number: int) -> GraphBatch:
+        """Minibatch ``number`` of the epoch."""
+        count = len(self.order)
+        anchors = self.order[number * count // self.steps:(number + 1) * count // self.steps]
+        with self.loader._drawing:
+            began = time.perf_counter()
+            batch = self.loader._batch(anchors, self.epoch, number)
+            self.loader.sample_seconds += time.perf_counter() - began
+        return batch
 
 
 def _difficulty(difficulty, n: int) -> np.ndarray:
