@@ -1,5 +1,6 @@
 """Training: the loop, what it is fed and trained for, snapshots, callbacks, curricula, and the memory plan."""
 from gnncy.training.callbacks import Callback, CSVLogger, EarlyStopping, Task
+from gnncy.training.cold_tier import ColdTierEpochResult, ColdTierTrainer
 from gnncy.training.loader import GraphBatch, GraphLoader
 from gnncy.training.objective import Embedded, Evaluation, Objective
 from gnncy.training.planner import MemoryPlan, resolve_limit
@@ -14,7 +15,7 @@ from gnncy.training.schedules import (
 from gnncy.training.snapshot import SnapshotFolder, read_snapshot, write_snapshot
 from gnncy.training.trainer import Trainer
 
-__all__ = ["CSVLogger", "Callback", "CurriculumScheduler", "CurriculumStage", "EarlyStopping", "Embedded", "Evaluation",
-           "GraphBatch", "GraphLoader", "LossWeightScheduler", "MemoryPlan", "Objective", "Schedules",
-           "SnapshotFolder", "Task", "TemperatureScheduler", "Trainer", "neighbor_difficulty", "read_snapshot",
-           "resolve_limit", "write_snapshot"]
+__all__ = ["CSVLogger", "Callback", "ColdTierEpochResult", "ColdTierTrainer", "CurriculumScheduler", "CurriculumStage",
+           "EarlyStopping", "Embedded", "Evaluation", "GraphBatch", "GraphLoader", "LossWeightScheduler", "MemoryPlan",
+           "Objective", "Schedules", "SnapshotFolder", "Task", "TemperatureScheduler", "Trainer", "neighbor_difficulty",
+           "read_snapshot", "resolve_limit", "write_snapshot"]

@@ -238,8 +238,8 @@ class GraphLoader:
         self._pass: HyperbatchIterator | Epoch | None = None
         self._planned: ColdTierLoader | None = None
         if memory_limit is not None:
-            batches = _Drawn(self, 0, 0, None)
-            probes = (batches.draw(int(k)) for k in np.unique(np.linspace(0, self.steps() - 1, PROBES).astype(int)))
+            numbers = np.unique(np.linspace(0, self.steps() - 1, PROBES).astype(int))
+            probes = map(_Drawn(self, 0, 0, None).draw, numbers.tolist())
             # The step to a positive is a draw of one neighbour; where long walks end hardly depends on their length.
             hops = (1,) * min(max(steps, 1), 8) + tuple(fanouts or ())
             self._planned = ColdTierLoader(
@@ -302,6 +302,16 @@ class GraphLoader:
         self.sample_seconds = 0.0
         whole = first == 0 and self.steps(difficulty) == self.steps()
         return self._read(_Drawn(self, epoch, first, difficulty), epoch if whole else None)
+
+    def minibatch(self, number: int, epoch: int = 0) -> GraphBatch:
+        """One minibatch of an epoch, without features.
+
+        Parameters
+        ----------
+        number : int
+        epoch : int
+        """
+        return _Drawn(self, epoch, 0, None).draw(check_int(number, "number", 0, self.steps() - 1))
 
     def _read(self, batches: Iterable[GraphBatch], epoch: int | None = None) -> HyperbatchIterator | Epoch:
         """Features of minibatches; ``epoch`` if they are a whole one, as it was planned."""
