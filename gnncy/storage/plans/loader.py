@@ -167,7 +167,7 @@ class ColdTierLoader:
         largest = min(int(sizes.max() + _SPREAD * sizes.std()) + 1, n)
         # Minibatches without their features: those drawn ahead in both stages, made ahead, and in use.
         self._held += (10 if current_threads() > 1 else 6) * max(map(_nbytes, probes))
-        accesses = Accesses.from_inclusion(self._inclusion(), [probe.nodes for probe in probes])
+        accesses = Accesses.from_inclusion(self._inclusion(), [np.unique(probe.nodes) for probe in probes])
         del probes
         self.planner = Planner(self.storage, accesses, self.n_batches, self.memory_limit, disk=disk,
                                host=Host.measure(self._row_bytes, batch_seconds=seconds), largest=largest,
