@@ -186,7 +186,7 @@ class ColdTierTrainer:
         row = dim * np.dtype(self.storage.dtype).itemsize + _HOTSET_ROW
         capacity = min(int(n * self.config.hotset_fraction), limit // _HOTSET_SHARE // row)
         self.hotset = AdaptiveHotset(capacity, dim, dtype=self.storage.dtype) if capacity else None
-        weights = sum(parameter.data.nbytes for parameter in self.optimizer.params)
+        weights = sum(parameter.data.nbytes for parameter in self.model.parameters())
         self.memory = MemoryPlan(limit, {"train": {
             "a training step": int(_SLACK * self._step_bytes()), "weights and optimizer": 4 * weights,
             "hotset": capacity * row}})
@@ -199,8 +199,8 @@ class ColdTierTrainer:
             return GraphLoader(self.loader.adjacency, self.storage, memory_limit=left, **options)
         except MemoryLimitError as error:
             held = format_bytes(self.memory.limit - left)
-            raise MemoryLimitError(f"training itself takes {held} of memory_limit={format_bytes(self.memory.limit)}, and "
-                                   f"the rest does not do for features: {error}, and {held} on top") from error
+            raise MemoryLimitError(f"training itself takes {held} of memory_limit={format_bytes(self.memory.limit)}, "
+                                   f"and the rest does not do for features: {error}, and {held} on top") from error
 
     def _step_bytes(self) -> int:
         """Bytes that a step on a minibatch holds at most, beside its features; nothing is changed by it."""
@@ -213,6 +213,7 @@ class ColdTierTrainer:
         try:
             tracemalloc.reset_peak()
             held = tracemalloc.get_traced_memory()[0]
+            self.model.set_step_key(0)
             z = self.loader.encode(self.model, batch, x, derive(0, "augment"))
             found = self.objective(Embedded(z, batch, x[:len(batch.seeds)], self.loader, 0))
             if found.gradient is not None:
@@ -221,8 +222,9 @@ class ColdTierTrainer:
         finally:
             if not tracing:
                 tracemalloc.stop()
-            for parameter in self.optimizer.params:
-                parameter.zero_grad()
+            for module in (self.model, self.objective.decoder):
+                if module is not None:
+                    module.zero_grad()
             self.model.load_state_dict(before[0])
             self.objective.load_state_dict(before[1])
 
