@@ -286,6 +286,7 @@ class _Ahead:
                     self.ready.put(item)
                     if item is _END:
                         return
+            self.ready.put(_Cancelled())  # its consumer may be a thread that waits
         except BaseException as error:  # raised in the consumer
             self.ready.put(error)
 
