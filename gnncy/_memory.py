@@ -84,6 +84,19 @@ def trim() -> None:
         pass  # another C library: it has no such call
 
 
+def map_large() -> None:
+    """From now on, give arrays of 1 MiB and more back to the system when they are freed.
+
+    glibc keeps freed arrays of up to 32 MiB for others, and where sizes vary, as those of sampled minibatches do, it
+    comes to hold twice of what is in use. This holds for the whole process.
+    """
+    import ctypes
+    try:
+        ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library: it has no such call
+
+
 def cgroup_limit() -> int | None:
     """The smallest memory limit of the process's cgroup and its parents (v2, then v1); None without one."""
     limits = []

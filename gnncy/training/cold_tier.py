@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from gnncy import nn
+from gnncy import _memory, nn
 from gnncy._check import check_float, check_ids, check_int
 from gnncy._memory import format_bytes
 from gnncy._random import derive, seed_from, stream
@@ -104,7 +104,8 @@ class ColdTierTrainer:
         is no memory limit.
     memory_limit : int, str or None
         Bytes that the trainer may hold, for example ``"1GB"``: what a step of training takes is measured, the rest is
-        for features, see :class:`~gnncy.storage.ColdTierLoader`. The graph comes on top. None reads by ``config``.
+        for features, see :class:`~gnncy.storage.ColdTierLoader`. The graph comes on top. None reads by ``config``. With
+        a limit, the process gives the memory of arrays of 1 MiB and more back to the system when they are freed.
     plan, disk, spill_folder
         As in :class:`~gnncy.storage.ColdTierLoader`.
     n_jobs : int, optional
@@ -167,6 +168,7 @@ class ColdTierTrainer:
                 if memory_limit is None:
                     self.hotset = self.loader.hotset = self.config.hotset(self.storage)
                 else:
+                    _memory.map_large()
                     self._divide(resolve_limit(memory_limit))
                     self.loader = self._planned(options | {"plan": plan, "disk": disk, "spill_folder": spill_folder})
         except BaseException:

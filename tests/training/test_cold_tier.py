@@ -2,11 +2,15 @@
 import functools
 import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import gnncy
 from gnncy import losses, nn
 from gnncy.datasets import make_sbm
 from gnncy.errors import MemoryLimitError, StorageError
@@ -194,6 +198,37 @@ def test_a_limit_too_small_is_refused_with_the_least_that_would_do(path):
         least = one.memory.needed
     with pytest.raises(MemoryLimitError, match="training itself takes .* on top"):
         trainer(path, memory_limit=least + 10_000)
+
+
+LIMITED = """
+import numpy as np
+from gnncy import _memory
+from gnncy.datasets import make_sbm
+from gnncy.storage import HyperbatchConfig
+from gnncy.storage.plans import DiskModel
+from gnncy.training import ColdTierTrainer
+A = make_sbm(100_000, n_features=1, seed=0).adjacency
+with ColdTierTrainer("x.npy", A, fanouts=(5, 3), n_components=32, hidden=32, anchors=np.arange(0, 100_000, 25),
+                     config=HyperbatchConfig(batch_size=256), memory_limit=None, n_jobs=2) as one:
+    one.loader.minibatch(0)
+_memory.reset_peak()
+before = _memory.rss()
+with ColdTierTrainer("x.npy", A, fanouts=(5, 3), n_components=32, hidden=32, anchors=np.arange(0, 100_000, 25),
+                     config=HyperbatchConfig(batch_size=256), memory_limit="64MB", n_jobs=2,
+                     disk=DiskModel(14e-6, 3.5e9, 2.6e9)) as one:
+    for _ in range(2):
+        one.train_epoch()
+print(_memory.peak_rss() - before)
+"""
+
+
+def test_what_the_process_holds_stays_within_the_limit(tmp_path):
+    """Features of 102 MB, a limit of 64 MB."""
+    rows = (np.full((1000, 256), k, np.float32) for k in range(100))
+    FeatureStorage.from_blocks(tmp_path / "x.npy", (100_000, 256), rows).close()
+    run = subprocess.run([sys.executable, "-c", LIMITED], cwd=tmp_path, check=True, capture_output=True, text=True,
+                         env=os.environ | {"PYTHONPATH": str(Path(gnncy.__file__).parent.parent)})
+    assert int(run.stdout) < 1.1 * 64e6
 
 
 def test_the_hotset_stays_within_its_part_of_the_limit(path):
