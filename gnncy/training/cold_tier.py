@@ -72,8 +72,8 @@ class ColdTierEpochResult:
 class ColdTierTrainer:
     """Trains a graph encoder on features on disk, contrastively and within a memory limit.
 
-    Features are only read. What is learned depends on the arguments of the first block below alone: the same bits come
-    of any plan, memory limit and number of threads, of features in memory, and of a run that was saved and loaded.
+    Features are only read. The same bits come of any plan, memory limit and number of threads, of features in memory,
+    and of a run that was saved and loaded.
 
     Parameters
     ----------
@@ -95,9 +95,6 @@ class ColdTierTrainer:
         Of the default optimizer.
     seed : int or Generator
         Of the weights and of all draws.
-    **loader_options
-        Further arguments of :class:`GraphLoader`, such as ``positives``, ``negatives``, ``anchors``.
-
     config : HyperbatchConfig, optional
         ``batch_size`` anchors make a minibatch. ``hotset_fraction`` is the share of rows that the hotset may hold, of
         a memory limit at most a sixteenth; ``prefetch_factor=1`` reads nothing ahead. The buffers are used where there
@@ -110,6 +107,8 @@ class ColdTierTrainer:
         As in :class:`~gnncy.storage.ColdTierLoader`.
     n_jobs : int, optional
         Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs.
+    **loader_options
+        Further arguments of :class:`GraphLoader`, such as ``positives``, ``negatives``, ``anchors``.
 
     Attributes
     ----------
