@@ -193,7 +193,7 @@ cdef class Streams:
 
         Returns False where there is no free extent; call again with the same chunk when there is one.
         """
-        cdef int64_t left, part
+        cdef int64_t part
         cdef Py_ssize_t k
         with nogil:
             while self.stream < self.own.shape[0]:

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from gnncy._check import check_ids
+from gnncy._check import check_ids, check_int
 from gnncy._kernels.storage import rowset
 from gnncy._kernels.storage.repack import divide
-from gnncy._memory import aligned_empty, format_bytes
+from gnncy._memory import format_bytes
 from gnncy._threads import current_threads, inherit_threads, run_pieces
 from gnncy.errors import MemoryLimitError
-from gnncy.storage._blocks import MAX_RUN, PAGE, IOStatistics, ascending
+from gnncy.storage._blocks import ARENA, PAGE, IOStatistics, ascending, direct_empty
 from gnncy.storage.features import FeatureStorage
 from gnncy.storage.hyperbatch import HyperbatchResult, HyperbatchStatistics
 from gnncy.storage.plans.disk import DiskModel, known_disk
@@ -28,7 +28,7 @@ from gnncy.storage.sources import ArrayStorage, as_storage
 AHEAD = 2  # minibatches that are ready or being put together while one is in use
 SLICE = 1 << 17  # rows that one call reads
 PIECE = 4096  # rows that one thread puts together at a time
-ACCESS = 64  # bytes for each access of a minibatch that is being put together: ids, places, sorting
+ACCESS = 112  # bytes for each access of a minibatch that is being put together: ids, places, sorting
 _END = object()
 
 
@@ -70,10 +70,23 @@ class RowFile:
         file = self.storage._opened()
         return file._aligned_fd if file.direct else file.fd
 
+    def threads(self) -> int:
+        """Threads that one read takes."""
+        if not self.is_file:
+            return 0
+        file = self.storage._opened()
+        return file.io_threads or file.disk.threads
+
     def stats(self) -> IOStatistics:
         """What the storage has read so far, if it counts that."""
         stats = getattr(self.storage, "stats", None)
         return stats.snapshot() if isinstance(stats, IOStatistics) else IOStatistics()
+
+    def read_buffered(self) -> bool:
+        """Give up reading past the page cache; False if that was not done anyway."""
+        file = self.storage._opened()
+        direct, file.direct = file.direct, False
+        return direct
 
     def drop(self, offset: int, size: int) -> None:
         """Let the page cache forget what was read, if the file is to pass it by and could not."""
@@ -112,19 +125,21 @@ class HotRows:
     def __init__(self, storage, nodes=None):
         file = storage if isinstance(storage, RowFile) else RowFile(storage)
         self.words = np.zeros((-(-file.n // 64), 2), np.uint64)
-        everything = nodes is None or isinstance(nodes, (int, np.integer)) and nodes >= file.n
-        if everything or isinstance(nodes, (int, np.integer)):
-            places = np.arange(file.n if everything else nodes)
+        if nodes is None or isinstance(nodes, (int, np.integer)):
+            wanted = file.n if nodes is None else min(check_int(nodes, "hot", 0), file.n)
+            parts = (np.arange(start, min(start + SLICE, wanted)) for start in range(0, wanted, SLICE))
         else:
-            places = file.places(check_ids(nodes, file.n, "hot"))
-        rowset.mark(places, np.zeros_like(self.words), self.words, np.empty(len(places), np.int64))
-        del places
+            nodes = check_ids(nodes, file.n, "hot")
+            parts = (file.places(nodes[start:start + SLICE]) for start in range(0, len(nodes), SLICE))
+        none, fresh = np.zeros_like(self.words), np.empty(SLICE, np.int64)
+        for places in parts:
+            rowset.mark(places, none, self.words, fresh)
         count = rowset.count(self.words)
         array = file.storage.array if isinstance(file.storage, ArrayStorage) else None
-        if everything and array is not None and array.dtype == file.dtype and array.flags.c_contiguous:
-            self.rows = array
+        if count == file.n and array is not None and array.dtype == file.dtype and array.flags.c_contiguous:
+            self.rows = array  # in memory already
         else:
-            self.rows = aligned_empty((count, file.dim), file.dtype, PAGE)
+            self.rows = direct_empty((count, file.dim), file.dtype)
             read_members(file, self.words, self.rows)
 
     def __len__(self) -> int:
@@ -207,8 +222,9 @@ def run_plan(plan: EpochPlan, storage, batches: Iterable, *, hot=None, disk: Dis
 class PlanRun:
     """Minibatches with their features, in order; made by :func:`run_plan`. Each ``iter()`` makes one pass.
 
-    Leaving the loop, an error or :meth:`close` ends all threads and removes the temporary file before it returns.
-    Errors in threads are raised in the loop, after the minibatches that were read before them.
+    Leaving the loop, an error or :meth:`close` ends all threads and removes temporary files before it returns. After a
+    whole pass plan D's files stay for the next one, which writes to them twice as fast as to new ones. Errors in
+    threads are raised in the loop, after the minibatches that were read before them.
 
     Attributes
     ----------
@@ -224,8 +240,8 @@ class PlanRun:
         self.plan, self.batches, self.prefetch = plan, batches, bool(prefetch)
         self.file = RowFile(storage)
         if plan.name == "D" and not self.file.is_file:
-            raise TypeError(f"plan D scans a file, the storage is of type {type(self.file.storage).__name__}; write one "
-                            f"with FeatureStorage.from_array, or take another plan")
+            raise TypeError(f"plan D scans a file, the storage is of type {type(self.file.storage).__name__}; write "
+                            f"one with FeatureStorage.from_array, or take another plan")
         self.disk = disk or known_disk(self.file.path if self.file.is_file else ".")
         self.spill_folder = spill_folder
         if not isinstance(hot, HotRows):
@@ -242,19 +258,32 @@ class PlanRun:
         if plan.name == "A" and len(hot) != self.file.n:
             raise ValueError(f"plan A holds all {self.file.n} rows in memory, hot holds {len(hot)}")
         self.statistics = HyperbatchStatistics()
+        self.spills: list[SpillFile] = []
         self._pass: _Pass | None = None
 
     def __iter__(self) -> Iterator[HyperbatchResult]:
-        self.close()
+        self._end_pass()
         self.statistics = HyperbatchStatistics()
         self._pass = _Pass(self)
         return self._pass.results()
 
-    def close(self) -> None:
-        """End the current pass, its threads and its files. Closing twice does nothing; a new pass may follow."""
+    def _end_pass(self) -> None:
         current, self._pass = self._pass, None
         if current is not None:
             current.close()
+
+    def free(self) -> None:
+        """Give back the disk space of temporary files."""
+        while self.spills:
+            self.spills.pop().close()
+
+    def close(self) -> None:
+        """End the current pass with its threads, and remove temporary files.
+
+        Closing twice does nothing; a new pass may follow.
+        """
+        self._end_pass()
+        self.free()
 
     def __enter__(self) -> "PlanRun":
         return self
@@ -326,13 +355,18 @@ class _Window:
     def __len__(self) -> int:
         return len(self.checks)
 
+    def add(self, ids: np.ndarray, batch) -> None:
+        self.checks.append(checksum(ids))
+        if self.items is not None:
+            self.items.append((ids, batch))
+
 
 class _Pass:
     """One pass over the minibatches."""
 
     def __init__(self, run: PlanRun):
         self.run, self.file, self.hot, self.statistics = run, run.file, run.hot, run.statistics
-        self.closed = False
+        self.closed = self.finished = False
         self.stop = threading.Event()  # ends the threads
         self.longest = 0  # accesses of a minibatch so far
         self.at_once = 2 if run.prefetch else 1  # windows whose rows are held: the one in use, and the next
@@ -349,6 +383,7 @@ class _Pass:
                 item = next(self.source, None)
                 self.statistics.wait_seconds += time.perf_counter() - begun
                 if item is None:
+                    self.finished = True
                     return
                 ids, features, batch = item
                 self.statistics.minibatches += 1
@@ -376,6 +411,8 @@ class _Pass:
         source, self.source = self.source, None
         if source is not None:
             source.close()
+        if not self.finished:
+            self.run.free()
 
     # What all plans do
 
@@ -388,35 +425,42 @@ class _Pass:
         """Windows of minibatches; ``add`` raises a MemoryLimitError and leaves out what is too much for a window."""
         keep = iter(self.run.batches) is self.run.batches
         source = self._draw()
-        item = next(source, None)
+        failure: list[BaseException] = []
+
+        def draw():
+            try:
+                return next(source, None)
+            except BaseException as error:  # raised after the minibatches before it
+                failure.append(error)
+
+        item = draw()
         while item is not None:
             begun = time.perf_counter()
             window = _Window(keep)
             begin(window)
             while item is not None and len(window) < self.run.plan.window:
                 self._check_stop()
-                ids, batch = item
-                self.longest = max(self.longest, len(ids))
+                self.longest = max(self.longest, len(item[0]))
                 try:
-                    add(window, ids)
+                    add(window, item[0])
                 except MemoryLimitError:
                     if not window.checks:
                         raise
                     break
-                window.checks.append((len(ids), zlib.crc32(ids.data)))
-                if window.items is not None:
-                    window.items.append(item)
-                item = next(source, None)
+                window.add(*item)
+                item = draw()
             window.last = item is None
             self.statistics.hyperbatches += 1
             self.statistics.read_seconds += time.perf_counter() - begun
             yield window
+        if failure:
+            raise failure[0]
 
     def _again(self, window: _Window, source: Iterator) -> Iterator[tuple[np.ndarray, Any]]:
         """The window's minibatches, drawn again."""
         for k, check in enumerate(window.checks):
             item = next(source, None) if window.items is None else window.items[k]
-            if item is None or (len(item[0]), zlib.crc32(item[0].data)) != check:
+            if item is None or checksum(item[0]) != check:
                 raise ValueError("batches gives other minibatches when it is iterated a second time; they must depend "
                                  "on nothing but their position, or be kept in a list")
             yield item
@@ -426,7 +470,7 @@ class _Pass:
         return peak_memory(
             self.run.plan.name, n_nodes=file.n, row_bytes=file.row_bytes, batch_rows=self.longest,
             hot_rows=len(self.hot), window=window, cold_rows=cold_rows, list_bytes=list_bytes,
-            feature_bytes=file.dim * file.storage.dtype.itemsize, io_threads=self.run.disk.threads,
+            feature_bytes=file.dim * file.storage.dtype.itemsize, io_threads=file.threads(),
             prefetch=self.run.prefetch)
 
     def _check_memory(self, **needs: int) -> None:
@@ -489,7 +533,7 @@ class _Pass:
             if not arenas:  # memory that is not written to takes up none
                 room = (self.run.plan.peak_memory - self._memory()) // self.at_once // self.file.row_bytes
                 shape = min(room, self.file.n), self.file.dim
-                arenas.extend(aligned_empty(shape, self.file.dtype, PAGE) for _ in sets)
+                arenas.extend(direct_empty(shape, self.file.dtype) for _ in sets)
             rowset.count(window.words)
             window.rows = arenas[0][:window.cold_rows]
             sets.append(sets.pop(0))
@@ -506,18 +550,18 @@ class _Pass:
         again = self._draw()
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(self.run.disk.threads, "gnncy-plan"))
-            windows = stack.enter_context(closing(self._ahead(self._pack(pool, stack), 1)))
+            windows = stack.enter_context(closing(self._ahead(self._pack(pool), 1)))
             for window in windows:
                 reader = SpillReader(window.spill, window.offsets[-1], window.piece, pool, self.statistics.io)
                 with closing(reader):
                     for k, (ids, batch) in enumerate(self._again(window, again)):
                         yield ids, self._put(ids, reader, window.offsets[k], window.offsets[k + 1]), batch
 
-    def _pack(self, pool: ThreadPoolExecutor, stack: ExitStack) -> Iterator[_Window]:
+    def _pack(self, pool: ThreadPoolExecutor) -> Iterator[_Window]:
         """Windows whose cold rows lie in a file, those of each minibatch together."""
         plan, file = self.run.plan, self.file
         repacker = Repacker(file, self.hot, pool, self.run.disk.break_even_gap, self.statistics.io, self._check_stop)
-        spills: list[SpillFile] = []
+        spills = self.run.spills
 
         def begin(window: _Window) -> None:
             repacker.start()
@@ -533,12 +577,10 @@ class _Pass:
         for window in self._windows(begin, add):
             begun = time.perf_counter()
             window.offsets = repacker.offsets
-            if not spills:
-                count = 1 if window.last else self.at_once
-                for _ in range(count):
-                    folder = file.path.absolute().parent if self.run.spill_folder is None else self.run.spill_folder
-                    spills.append(stack.enter_context(SpillFile(folder, max(window.offsets[-1],
-                                                                            plan.spill_bytes // count))))
+            count = 1 if window.last and len(spills) < 2 else self.at_once
+            for _ in range(len(spills), count):
+                folder = file.path.absolute().parent if self.run.spill_folder is None else self.run.spill_folder
+                spills.append(SpillFile(folder, max(window.offsets[-1], plan.spill_bytes // count)))
             window.spill = spills[0]
             window.spill.reserve(window.offsets[-1])
             spills.append(spills.pop(0))
@@ -546,9 +588,12 @@ class _Pass:
             left = plan.peak_memory - self._memory(list_bytes=len(repacker.lists))
             buffers = RepackBuffers.within(left, len(window), file.row_bytes)
             window.piece = buffers.piece
-            self.statistics.rows_read += sum(repacker.counts)
+            rows = sum(repacker.counts)
             repacker.scan(window.spill, buffers)
-            self.statistics.read_seconds += time.perf_counter() - begun
+            seconds = time.perf_counter() - begun
+            self.statistics.rows_read += rows
+            self.statistics.read_seconds += seconds
+            self.statistics.io.add(bytes_requested=rows * file.row_bytes, seconds=seconds)
             yield window
 
     def _put(self, ids: np.ndarray, reader: SpillReader, start: int, stop: int) -> np.ndarray:
@@ -559,9 +604,16 @@ class _Pass:
         cold, rank = np.empty((2, len(ids)), np.int64)
         count = divide(places, position, self.hot.words, as_bytes(self.hot.rows), as_bytes(out), cold, rank)
         self._count(len(ids), len(ids) - count)
+        reading = time.perf_counter()
         reader.rows(start, stop, cold[:count], rank[:count], as_bytes(out))
+        self.statistics.io.add(seconds=time.perf_counter() - reading)
         self.statistics.read_seconds += time.perf_counter() - begun
         return self.file.features(out)
+
+
+def checksum(ids: np.ndarray) -> tuple[int, int]:
+    """Length and checksum of the ids of a minibatch."""
+    return len(ids), zlib.crc32(ids.data)
 
 
 def as_bytes(rows: np.ndarray) -> np.ndarray:
@@ -614,9 +666,10 @@ def peak_memory(name: str, *, n_nodes: int, row_bytes: int, batch_rows: int, hot
     total += batch_rows * (feature_bytes * (AHEAD + 1 if prefetch else 2) + ACCESS)
     if feature_bytes != row_bytes:
         total += batch_rows * row_bytes
+    if name in ("B", "C") or name == "D" and hot_rows:
+        total += min(io_threads * ARENA, n_nodes * row_bytes)  # each thread reads through an arena of its own
     if name in ("B", "C"):
-        total += (2 if prefetch else 1) * (words + cold_rows * row_bytes)
-        total += min(io_threads * MAX_RUN, n_nodes * row_bytes) + min(SLICE, n_nodes) * 40
+        total += (2 if prefetch else 1) * (words + cold_rows * row_bytes) + min(SLICE, n_nodes) * 40
     if name == "D":
         lists = window * code_bytes(cold_rows, n_nodes) if list_bytes is None else list_bytes
         total += n_nodes * row_bytes // PAGE + int(lists * 9 / 8)  # an array of bytes grows by an eighth

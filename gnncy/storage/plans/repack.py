@@ -1,4 +1,5 @@
 """Scan and repack: one sequential pass over a file gives every minibatch of a window its rows, side by side."""
+import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -8,14 +9,14 @@ from math import gcd
 import numpy as np
 
 from gnncy._kernels.storage import repack as kernels
-from gnncy._memory import aligned_empty
-from gnncy.storage._blocks import PAGE, IOStatistics, io_error
+from gnncy.storage._blocks import PAGE, IOStatistics, direct_empty, io_error
 from gnncy.storage.plans.spill import SpillFile
 
 EXTENT = 256 << 10  # bytes of one write, at most
 PIECE = 1 << 20  # bytes of one read of the spill file, and that one thread writes at a time, at most
 CHUNK = 2 << 20  # bytes of one read of the scan, at most
-IN_FLIGHT = 8  # chunks, pieces and writes at a time
+IN_FLIGHT = 8  # reads of either kind at a time
+WRITES = 16  # writes at a time: more, since minibatches' extents may become full together
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class RepackBuffers:
         rows = max(1, min(CHUNK, 32 * extent) // row_bytes)
         step = PAGE // gcd(PAGE, row_bytes)  # so many rows fill whole pages
         rows = rows // step * step or rows
-        return cls(extent, piece, pages(rows * row_bytes) + 2 * PAGE, rows, window + IN_FLIGHT * -(-piece // extent))
+        return cls(extent, piece, pages(rows * row_bytes) + 2 * PAGE, rows, window + WRITES * -(-piece // extent))
 
     @classmethod
     def within(cls, memory: int, window: int, row_bytes: int) -> "RepackBuffers":
@@ -118,7 +119,7 @@ class Repacker:
     def scan(self, spill: SpillFile, buffers: RepackBuffers) -> None:
         """Read the file once, and write the rows of every minibatch of the window to ``spill``."""
         lists, self.lists = np.frombuffer(self.lists, np.uint8), bytearray()
-        extents = aligned_empty((buffers.extents, buffers.extent), np.uint8, PAGE)
+        extents = direct_empty((buffers.extents, buffers.extent))
         streams = kernels.Streams(lists, np.array(self.bounds), np.array(self.offsets[:-1]), self.rows.row_bytes,
                                   extents)
         del lists
@@ -169,6 +170,8 @@ class Repacker:
         _, base, first, last = task
         report = np.zeros(3, np.int64)
         status = kernels.read(self.rows.descriptor(), first, last, base, self.end, buffer, report)
+        if status == errno.EINVAL and self.rows.read_buffered():
+            status = kernels.read(self.rows.descriptor(), first, last, base, self.end, buffer, report)
         for stats in (self.stats, self.rows.storage.stats):
             stats.add(bytes_read=int(report[0]), operations=int(report[1]))
         if status:
@@ -221,7 +224,7 @@ def in_order(pool: ThreadPoolExecutor, read: Callable, tasks: Iterable, size: in
 
     A buffer is used again when the next one is asked for.
     """
-    memory = aligned_empty((IN_FLIGHT, size), np.uint8, PAGE)
+    memory = direct_empty((IN_FLIGHT, size))
     todo = iter(tasks)
     flying: deque[tuple[object, np.ndarray, Future]] = deque()
 

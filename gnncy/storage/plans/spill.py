@@ -4,9 +4,11 @@ import os
 import secrets
 from pathlib import Path
 
-from gnncy._memory import format_bytes
+import numpy as np
+
+from gnncy._memory import aligned_empty, format_bytes
 from gnncy.errors import StorageError
-from gnncy.storage._blocks import open_direct, reserve
+from gnncy.storage._blocks import PAGE, open_direct, reserve
 
 _PREFIX = ".gnncy-spill-"
 
@@ -22,7 +24,7 @@ class SpillFile:
     folder : path-like
         Where the file lies.
     nbytes : int
-        Bytes that are reserved on the disk.
+        Bytes that are reserved on the disk, one page at least.
 
     Attributes
     ----------
@@ -65,7 +67,8 @@ class SpillFile:
         self.direct = direct is not None
         self.fd = self._buffered if direct is None else direct
         try:
-            self.reserve(nbytes)
+            self.reserve(max(nbytes, PAGE))
+            self._check_direct()
         except BaseException:
             self.close()
             raise
@@ -83,11 +86,25 @@ class SpillFile:
         reserve(self._buffered, self.folder, nbytes)
         self.nbytes = nbytes
 
+    def _check_direct(self) -> None:
+        """Go through the page cache where the file system takes the flag and refuses the reads."""
+        try:
+            os.preadv(self.fd, [aligned_empty(PAGE, np.uint8, PAGE).data], 0)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.direct:
+                raise
+            os.close(self.fd)
+            self.fd, self.direct = self._buffered, False
+
     def close(self) -> None:
         """Give the disk space back. Closing twice does nothing."""
         for fd in {self.fd, self._buffered} - {-1}:
             os.close(fd)
         self.fd = self._buffered = -1
+
+    def __del__(self):
+        if hasattr(self, "_buffered"):
+            self.close()
 
     def __enter__(self) -> "SpillFile":
         return self
