@@ -385,7 +385,8 @@ def grid(cell, folder, plans, peers, asked, seconds):
                   got["model"] / got["seconds"], 0.77)
         yield row(f"plan {what}, peak memory", got["peak"] / 1e6, "limit + 10 %", 1.1 * cell.limit / 1e6,
                   1.1 * cell.limit / got["peak"], 1, "MB")
-    assert all(len(set(same)) == 1 for same in zip(*(got["digests"] for got in fed.values()), strict=False)), "plans differ"
+    for same in zip(*(got["digests"] for got in fed.values()), strict=False):  # as far as the shortest sample goes
+        assert len(set(same)) == 1, "plans gave different rows"
     best = min(got["seconds"] for got in fed.values())
     chosen = fed["auto"]["seconds"]
     yield row(f"choice of {fed['auto']['plan']}", chosen, "best plan", best, best / chosen, 0.91)

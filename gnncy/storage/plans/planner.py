@@ -11,7 +11,7 @@ from gnncy._check import check_choice, check_float, check_int
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._threads import current_threads, usable_cpus
 from gnncy.errors import MemoryLimitError
-from gnncy.storage._blocks import PAGE, IOStatistics
+from gnncy.storage._blocks import MAX_RUN, PAGE, IOStatistics
 from gnncy.storage.plans import model
 from gnncy.storage.plans.disk import DEFAULT, DiskModel, calibrate
 from gnncy.storage.plans.execute import peak_memory
@@ -32,7 +32,7 @@ EPOCHS = 10
 _SHARES = 16  # ways to divide memory between hot rows and a hyperbatch
 _WINDOWS = 64  # windows of an epoch that plan D is tried with, at most
 _EXTENTS = tuple(PAGE << k for k in range(0, 7, 2))  # bytes of one write of plan D
-_CHUNK_SECONDS = 2e-4  # of a processor for each chunk of a scan, whatever is in it
+_TASK_SECONDS = 2e-4  # of a processor for each read or write that plan D hands to a thread
 _MARGIN = 1.02  # more distinct rows than expected that a window still has room for
 _FREE = 0.9  # of the free disk space that the temporary file may take
 
@@ -309,7 +309,9 @@ class Planner:
         if division.name == "D":
             chunks = self.n * self.row_bytes / _chunk(division) * -(-self.batches // division.window)
             packed = self.batches * self._cold(division).per_batch * self.row_bytes
-            copying = host.copy_seconds(packed) + chunks * _CHUNK_SECONDS
+            pieces = packed / min(MAX_RUN, 16 * division.extent)
+            copying = host.copy_seconds(packed) + (chunks + pieces) * _TASK_SECONDS
+            making += pieces * _TASK_SECONDS
         return 2 * drawing, handling, copying, making
 
     def _cold(self, division: _Division) -> Accesses:
@@ -352,10 +354,13 @@ class Planner:
             rows = cold.per_batch
         else:
             rows = self.largest if window == 1 else _MARGIN * cold.distinct(window)
-        return self.held + peak_memory(name, n_nodes=self.n, row_bytes=self.row_bytes, batch_rows=self.largest,
-                                       hot_rows=hot, window=window, cold_rows=int(rows), extent=extent,
-                                       feature_bytes=self.dim * np.dtype(self.storage.dtype).itemsize,
-                                       io_threads=self.disk.threads)
+        held = self.held
+        if hot and name in ("A", "D"):  # the threads that read the hot rows keep their buffers
+            held += min(self.disk.threads * MAX_RUN, self.n * self.row_bytes)
+        return held + peak_memory(name, n_nodes=self.n, row_bytes=self.row_bytes, batch_rows=self.largest,
+                                  hot_rows=hot, window=window, cold_rows=int(rows), extent=extent,
+                                  feature_bytes=self.dim * np.dtype(self.storage.dtype).itemsize,
+                                  io_threads=self.disk.threads)
 
     def least(self, name: str) -> int:
         """The least memory limit, in bytes, that a kind of plan does with."""
