@@ -428,10 +428,10 @@ class FeatureStorage:
                 self._read_places(start + place, place, out)
         return out
 
-    def _read_places(self, rows: np.ndarray, place: np.ndarray, out: np.ndarray) -> None:
+    def _read_places(self, rows: np.ndarray, place: np.ndarray, out: np.ndarray, in_flight: int | None = None) -> None:
         """Read stored rows (ascending) to places of ``out``."""
         self._opened().gather(rows * self._stride + self._offset, np.broadcast_to(np.int64(self._row_bytes), len(rows)),
-                              place * self._row_bytes, out)
+                              place * self._row_bytes, out, in_flight)
 
     def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False,
                   read_ahead: int = 0, reuse: bool = False) -> Iterator[np.ndarray]:
@@ -501,7 +501,7 @@ class FeatureStorage:
             raise ValueError("out must be C-contiguous and writeable")
         return out
 
-    def _gather(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+    def _gather(self, rows: np.ndarray, out: np.ndarray, in_flight: int | None = None) -> np.ndarray:
         rows, place = ascending(rows)
         narrow = self.file_dtype != out.dtype
         step = max(1, _WIDEN // self._row_bytes) if narrow else _SLICE
@@ -509,10 +509,10 @@ class FeatureStorage:
             some, own = rows[low:low + step], place[low:low + step]
             if narrow:
                 target = np.empty((len(some), self.dim), self.file_dtype)
-                self._read_places(some, np.arange(len(some)), target)
+                self._read_places(some, np.arange(len(some)), target, in_flight)
                 out[own] = target
             else:
-                self._read_places(some, own, out)
+                self._read_places(some, own, out, in_flight)
         return out
 
     # Writing

@@ -332,7 +332,7 @@ def test_a_window_ends_where_the_memory_does(store, x):
 
 
 def test_predicted_memory_and_lists():
-    assert peak_memory("A", n_nodes=64, row_bytes=8, batch_rows=0, hot_rows=64) == 64 * 8 + 16
+    assert peak_memory("A", n_nodes=64, row_bytes=8, batch_rows=0, hot_rows=64) == 2 * 64 * 8 + 16
     base = dict(n_nodes=10**6, row_bytes=512, batch_rows=10**4)
     assert (peak_memory("C", **base, cold_rows=10**5) - peak_memory("C", **base, cold_rows=0)) == 2 * 10**5 * 512
     assert (peak_memory("C", **base, cold_rows=10**5, prefetch=False)
@@ -381,7 +381,7 @@ def test_leaving_early_leaves_nothing(store, x, tmp_path, name, window, prefetch
         next(again)
     iter(feed)  # never started
     assert not own_threads() and descriptors() == before
-    assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.npy.json", "x.npy.order.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.npy.crc32.npy", "x.npy.json", "x.npy.order.npy"]
 
 
 def test_temporary_files_stay_for_the_next_pass_and_are_closed(store, x):
@@ -523,7 +523,7 @@ def test_a_full_disk_is_an_error_at_once(store, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"temporary file needs 10\+?e?.* of disk.*are free.*spill_folder") as caught:
         list(run("D", store, batches, 99, spill=10**18))
     assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.npy.json", "x.npy.order.npy"]
+    assert sorted(os.listdir(tmp_path)) == ["x.npy", "x.npy.crc32.npy", "x.npy.json", "x.npy.order.npy"]
 
     def full(fd, start, size):
         raise OSError(errno.ENOSPC, "No space left on device")

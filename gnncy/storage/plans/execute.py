@@ -35,8 +35,8 @@ _END = object()
 class RowFile:
     """The rows of a storage as they lie: by place in storage order, in the dtype of the file."""
 
-    def __init__(self, storage):
-        self.storage = as_storage(storage)
+    def __init__(self, storage, disk: DiskModel | None = None):
+        self.storage, self.disk = as_storage(storage), disk
         if not hasattr(self.storage, "read_batch") or hasattr(self.storage, "nnz"):
             raise TypeError(f"storage must hold dense rows, got {type(self.storage).__name__}; "
                             f"reduce sparse features to a width of your choice first")
@@ -57,7 +57,7 @@ class RowFile:
     def read(self, places: np.ndarray, out: np.ndarray) -> None:
         """The rows at ascending places."""
         if self.is_file:
-            self.storage._gather(places, out)
+            self.storage._gather(places, out, self.threads())
         else:
             self.storage.read_batch(places, out=out)
 
@@ -75,7 +75,7 @@ class RowFile:
         if not self.is_file:
             return 0
         file = self.storage._opened()
-        return file.io_threads or file.disk.threads
+        return file.io_threads or (self.disk or file.disk).threads
 
     def stats(self) -> IOStatistics:
         """What the storage has read so far, if it counts that."""
@@ -238,7 +238,7 @@ class PlanRun:
     def __init__(self, plan: EpochPlan, storage, batches: Iterable, *, hot=None, disk: DiskModel | None = None,
                  spill_folder=None, prefetch: bool = True):
         self.plan, self.batches, self.prefetch = plan, batches, bool(prefetch)
-        self.file = RowFile(storage)
+        self.file = RowFile(storage, disk)
         if plan.name == "D" and not self.file.is_file:
             raise TypeError(f"plan D scans a file, the storage is of type {type(self.file.storage).__name__}; write "
                             f"one with FeatureStorage.from_array, or take another plan")
@@ -658,7 +658,7 @@ def peak_memory(name: str, *, n_nodes: int, row_bytes: int, batch_rows: int, hot
     --------
     >>> from gnncy.storage.plans import peak_memory
     >>> peak_memory("A", n_nodes=1_000_000, row_bytes=512, batch_rows=10_000, hot_rows=1_000_000)
-    528250000
+    545507216
     """
     feature_bytes = row_bytes if feature_bytes is None else feature_bytes
     words = -(-n_nodes // 64) * 16
@@ -666,7 +666,7 @@ def peak_memory(name: str, *, n_nodes: int, row_bytes: int, batch_rows: int, hot
     total += batch_rows * (feature_bytes * (AHEAD + 1 if prefetch else 2) + ACCESS)
     if feature_bytes != row_bytes:
         total += batch_rows * row_bytes
-    if name in ("B", "C") or name == "D" and hot_rows:
+    if name in ("B", "C") or hot_rows:
         total += min(io_threads * ARENA, n_nodes * row_bytes)  # each thread reads through an arena of its own
     if name in ("B", "C"):
         total += (2 if prefetch else 1) * (words + cold_rows * row_bytes) + min(SLICE, n_nodes) * 40

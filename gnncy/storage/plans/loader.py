@@ -196,9 +196,12 @@ class ColdTierLoader:
         whole = max(len(self.seeds) // self.batch_size, 1)
         which = np.unique(np.linspace(0, whole - 1, _PROBES).astype(int))
         self._source.draw(0)  # the first call makes a table of all nodes
-        begun = time.perf_counter()
-        probes = [self._source.draw(int(batch)) for batch in which]
-        return probes, (time.perf_counter() - begun) / len(which)
+        probes, seconds = [], []
+        for batch in which:
+            begun = time.perf_counter()
+            probes.append(self._source.draw(int(batch)))
+            seconds.append(time.perf_counter() - begun)
+        return probes, float(np.median(seconds))
 
     def _take(self, plan: EpochPlan) -> None:
         """Make ``plan`` the one that the next epochs are read by."""

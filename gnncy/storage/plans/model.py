@@ -262,12 +262,14 @@ class Host:
         count = max(_SAMPLE // row_bytes, 1)
         rows = np.ones((count, row_bytes), np.uint8)
         ids = np.random.default_rng(0).permutation(count)
-        begun = time.perf_counter()
-        with mmap.mmap(-1, rows.nbytes) as memory:
-            out = np.frombuffer(memory, np.uint8).reshape(rows.shape)
-            np.take(rows, ids, axis=0, out=out, mode="clip")
-            seconds = time.perf_counter() - begun
-            del out
+        seconds = np.inf
+        for _ in range(3):  # the fastest: others may be at work beside
+            begun = time.perf_counter()
+            with mmap.mmap(-1, rows.nbytes) as memory:
+                out = np.frombuffer(memory, np.uint8).reshape(rows.shape)
+                np.take(rows, ids, axis=0, out=out, mode="clip")
+                seconds = min(seconds, time.perf_counter() - begun)
+                del out
         return cls(copy_bandwidth=rows.nbytes / max(seconds, 1e-9), batch_seconds=batch_seconds)
 
     def copy_seconds(self, nbytes: float) -> float:

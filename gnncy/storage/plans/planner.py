@@ -14,7 +14,7 @@ from gnncy.errors import MemoryLimitError
 from gnncy.storage._blocks import MAX_RUN, PAGE, IOStatistics
 from gnncy.storage.plans import model
 from gnncy.storage.plans.disk import DEFAULT, DiskModel, calibrate
-from gnncy.storage.plans.execute import peak_memory
+from gnncy.storage.plans.execute import RowFile, peak_memory
 from gnncy.storage.plans.model import IO, Accesses, Host
 from gnncy.storage.plans.plan import PLANS, EpochPlan
 from gnncy.storage.plans.repack import CHUNK, IN_FLIGHT
@@ -252,8 +252,11 @@ class Planner:
             yield self._hottest(_Division("B", 0, 1))
         elif name == "C":
             most = self._hottest(_Division("C", 0, 1)).hot
-            for hot in sorted({most * k // _SHARES for k in range(_SHARES + 1)}):
-                yield self._widest(_Division("C", hot, 1))
+            for hot in sorted({min(self.n * k // _SHARES, most) for k in range(_SHARES + 1)}):
+                widest = self._widest(_Division("C", hot, 1))
+                # One pass for the whole epoch would leave nothing to read while it is used.
+                for window in sorted({min(widest.window, -(-self.batches // k)) for k in range(1, 5)}):
+                    yield widest._replace(window=window)
         else:
             for window in sorted({-(-self.batches // k) for k in range(1, min(self.batches, _WINDOWS) + 1)}):
                 for extent in _EXTENTS:
@@ -354,13 +357,10 @@ class Planner:
             rows = cold.per_batch
         else:
             rows = self.largest if window == 1 else _MARGIN * cold.distinct(window)
-        held = self.held
-        if hot and name in ("A", "D"):  # the threads that read the hot rows keep their buffers
-            held += min(self.disk.threads * MAX_RUN, self.n * self.row_bytes)
-        return held + peak_memory(name, n_nodes=self.n, row_bytes=self.row_bytes, batch_rows=self.largest,
-                                  hot_rows=hot, window=window, cold_rows=int(rows), extent=extent,
-                                  feature_bytes=self.dim * np.dtype(self.storage.dtype).itemsize,
-                                  io_threads=self.disk.threads)
+        return self.held + peak_memory(name, n_nodes=self.n, row_bytes=self.row_bytes, batch_rows=self.largest,
+                                       hot_rows=hot, window=window, cold_rows=int(rows), extent=extent,
+                                       feature_bytes=self.dim * np.dtype(self.storage.dtype).itemsize,
+                                       io_threads=RowFile(self.storage, self.disk).threads())
 
     def least(self, name: str) -> int:
         """The least memory limit, in bytes, that a kind of plan does with."""
