@@ -1,8 +1,8 @@
 """``python -m asv_bench.locality``: what each order of the nodes brings together, as a table.
 
-For contiguous batches of a share of the nodes: the percentage of arcs that have both ends in one batch. Graphs are read from
-``NAME.npz`` in the folder ``--data`` (CSR arrays ``adj_indptr`` and ``adj_indices``), made undirected and renumbered at
-random first; ``wordnet`` is the embedded data set. ``made`` is a stochastic block model.
+For contiguous batches of a share of the nodes: the percentage of arcs that have both ends in one batch. Graphs are read
+from ``NAME.npz`` in the folder ``--data`` (CSR arrays ``adj_indptr`` and ``adj_indices``), made undirected, and
+renumbered at random first; ``wordnet`` is the embedded data set, ``made`` a stochastic block model.
 """
 import argparse
 import sys

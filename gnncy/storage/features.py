@@ -562,8 +562,8 @@ class FeatureStorage:
     def verify(self) -> VerifyReport:
         """Read all rows from the disk and hold them against the checksums taken when they were written.
 
-        Extents of 256 KiB are summed up on one thread while another reads, in about 20 MB of memory. Rows that this
-        storage has written and not flushed are flushed first.
+        Reads go past the page cache where the file system allows it, 8 MiB at a time while those before are summed up.
+        What this storage has written is flushed first.
 
         Returns
         -------
@@ -573,7 +573,7 @@ class FeatureStorage:
         Raises
         ------
         StorageError
-            If the file cannot be read, or its table of checksums is missing.
+            If the file cannot be read or was replaced, or its table of checksums is missing.
 
         Examples
         --------
@@ -587,11 +587,15 @@ class FeatureStorage:
         >>> report.ok, report.damaged
         (False, ((0, 1000),))
         """
-        file = self._opened()
-        if self.mode == "r+" and self._writer == os.getpid():
+        opened = self._opened()
+        if self._writer == os.getpid():
             self.flush()
         table = partial(checksums.load_table, table_file(self.path), self.nbytes) if self._summed else None
-        damaged, unchecked = checksums.check(file, self._offset, self.nbytes, table)
+        # What counts is on the disk, not in the page cache.
+        with BlockFile(self.path, direct=True, io_threads=self.io_threads, stats=self.stats) as file:
+            if not os.path.sameopenfile(file.fd, opened.fd):
+                raise StorageError(f"{self.path} was replaced by another file while open; open it again")
+            damaged, unchecked = checksums.check(file, self._offset, self.nbytes, table)
         ranges = checksums.row_ranges(damaged, self._row_bytes, self.n_nodes)
         nodes = checksums.members(ranges)
         if len(nodes) and self._position is not None:

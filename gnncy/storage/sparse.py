@@ -263,7 +263,8 @@ class SparseFeatureStorage:
         for name, entries, width in (("indptr", n + 1, 8), ("indices", nnz, self.index_dtype.itemsize),
                                      ("data", nnz, self.dtype.itemsize)):
             table = partial(checksums.load_table, self.path / f"{name}.crc32.npy", entries * width)
-            with BlockFile(self.path / f"{name}.npy", io_threads=self.io_threads, stats=self.stats) as file:
+            with BlockFile(self.path / f"{name}.npy", direct=True, io_threads=self.io_threads,
+                           stats=self.stats) as file:
                 extents = checksums.check(file, PAGE, entries * width, table if self._summed else None)
             for ranges, some in zip(found, extents, strict=True):
                 ranges += [self._rows_of(name, *span) for span in checksums.row_ranges(some, width, entries)]

@@ -214,6 +214,14 @@ def test_a_writer_at_work_is_not_damage(path, x, monkeypatch):
     assert calls and report.damaged == () and report.unchecked == ((41, 53),)
 
 
+def test_a_replaced_file_is_not_verified_in_its_place(path, x):
+    with FeatureStorage.from_array(x, path) as store:
+        FeatureStorage.from_array(x + 1, path, overwrite=True).close()
+        np.testing.assert_array_equal(store[:], x)
+        with pytest.raises(StorageError, match="replaced by another file"):
+            store.verify()
+
+
 # The parts
 
 @pytest.mark.parametrize("step", [1, 999, 1000, 1001, 4096])

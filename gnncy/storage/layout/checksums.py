@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gnncy._files import replacing
-from gnncy._threads import current_threads, run_pieces
 from gnncy.errors import StorageError
-from gnncy.storage._blocks import PAGE, BlockFile, npy_header, read_npy_header, write_all
+from gnncy.storage._blocks import PAGE, BlockFile, ahead, direct_empty, npy_header, read_npy_header, write_all
 
 EXTENT = 256 * 1024  # bytes under one checksum: a table of 32 bytes for each MiB, damage named to some hundred rows
 UNKNOWN = -1  # in a table: written since, and not yet summed up again
@@ -121,21 +120,22 @@ def of_zeros(size: int) -> np.ndarray:
 
 
 def compute(file: BlockFile, offset: int, size: int, extents: np.ndarray) -> np.ndarray:
-    """Checksums of the given extents (ascending) of the ``size`` bytes at ``offset`` of a file, read from the disk."""
+    """Checksums of the given extents (ascending) of the ``size`` bytes at ``offset`` of a file."""
     found = np.empty(len(extents), np.int64)
+    together = np.split(np.arange(len(extents)), np.flatnonzero(np.diff(extents) > 1) + 1)
+    runs = [run[k:k + _PIECE] for run in together for k in range(0, len(run), _PIECE)]
+    buffers = [direct_empty(min(_PIECE, len(extents)) * EXTENT) for _ in runs[:2]]
 
-    def work(low: int, high: int) -> None:
-        # Extents that follow each other are read together.
-        for run in np.split(np.arange(low, high), np.flatnonzero(np.diff(extents[low:high]) > 1) + 1):
-            start = int(extents[run[0]]) * EXTENT
-            data = np.empty(min((int(extents[run[-1]]) + 1) * EXTENT, size) - start, np.uint8)
-            file.drop(offset + start, len(data))  # what counts is on the disk, not in the page cache
-            file.read_range(offset + start, data)
-            for k in run.tolist():
-                begin = (k - int(run[0])) * EXTENT
-                found[k] = zlib.crc32(data[begin:begin + EXTENT].data)
+    def read(k: int) -> np.ndarray:
+        start = int(extents[runs[k][0]]) * EXTENT
+        data = buffers[k % 2][:min(len(runs[k]) * EXTENT, size - start)]
+        file.read_range(offset + start, data)
+        return data
 
-    run_pieces(work, len(extents), _PIECE, max(2, current_threads()))  # one sums up while the other reads
+    # One run is read while the one before is summed up.
+    for run, data in zip(runs, ahead(read, len(runs), 1), strict=True):
+        for k, extent in enumerate(run.tolist()):
+            found[extent] = zlib.crc32(data[k * EXTENT:(k + 1) * EXTENT].data)
     return found
 
 
