@@ -12,16 +12,15 @@ from gnncy.optim.optimizer import DenseOptimizer, all_finite
 
 
 class TernaryGradientAccumulator:
-    r"""The sum of the gradients of several steps, each rounded to a scale times -1, 0 or 1, in 6 to 7 bits a parameter.
+    """The sum of the gradients of several steps, each rounded to a scale times -1, 0 or 1, in 6 or 7 bits a parameter.
 
-    Of step k each block of 4096 elements adds :math:`s_k q_k`, with a scale of its own. The sums are integer counters
-    of ``bits`` bits, kept as bit planes, times the block's unit, about half its first scale. A scale that does not
-    fit the unit is rounded: up or down at random where draws decide (the mean stays), to the nearest for "twn", where
-    error feedback takes up the rest. When scales grow beyond three units, or more steps come than were announced,
-    the unit doubles.
+    Of step k each block of 4096 elements adds s_k q_k, with a scale s_k of its own. The sums are integer counters of
+    ``bits`` bits, kept as bit planes, times a unit of the block. A scale that is no multiple of the unit is rounded:
+    at random with "terngrad", so that the mean stays; to the nearest with "twn", where error feedback takes up the
+    rest. When scales grow beyond three units, or more steps come than were announced, the unit doubles.
 
-    Error feedback adds to the next gradient what rounding left of the last. It is ternary itself, two bits; what
-    those cannot hold is lost. It outlives :meth:`reset`.
+    Error feedback adds to the next gradient what rounding left of the last, and to the sum what it left at the end.
+    It is kept in three bits, a sign and 0, 1, 3 or 9 times its mean; what those cannot hold is lost.
 
     Parameters
     ----------
@@ -84,15 +83,15 @@ class TernaryGradientAccumulator:
                              "rule='twn', or error_feedback=False")
         self.ratio, self.clip = check_float(ratio, "ratio", 0, 10), check_float(clip, "clip", above=0)
         self.seed = check_int(seed, "seed", 0)
-        # So many steps of two units and one sign fit (of three, where nothing makes up for one that does not).
-        largest = self.accumulation_steps * (2 if self.error_feedback else 3) - self.error_feedback
-        self.bits = 1 + largest.bit_length()
+        # A scale is about one unit with error feedback, which takes up what does not fit, and at most three without.
+        largest = self.accumulation_steps - 1 if self.error_feedback else 3 * self.accumulation_steps
+        self.bits = max(3, 1 + largest.bit_length())
         self.count, self.counts, self._calls = 0, dict.fromkeys(self.shapes, 0), 0
         self._planes: dict[str, np.ndarray] = {}
         self._scales: dict[str, np.ndarray] = {}
         for name, shape in self.shapes.items():
             n = int(np.prod(shape, dtype=np.int64))
-            self._planes[name] = aligned_empty((-(-n // 64), self.bits + 2 * self.error_feedback), np.uint64)
+            self._planes[name] = aligned_empty((-(-n // 64), self.bits + 3 * self.error_feedback), np.uint64)
             self._scales[name] = np.zeros((count_blocks(n, BLOCK), 2), np.float32)
             self._planes[name].fill(0)
 
@@ -160,16 +159,16 @@ class TernaryGradientAccumulator:
             planes, scales, flat = self._planes[name], self._scales[name], total.reshape(-1)
 
             def work(first, last, planes=planes, scales=scales, flat=flat, factor=factor):
-                kernels.read_counters(first, last, BLOCK, self.bits, planes, scales, factor, flat)
+                kernels.read_counters(first, last, BLOCK, self.bits, self.error_feedback, planes, scales, factor, flat)
 
             over_blocks(flat.size, BLOCK, work)
         return out
 
     def reset(self) -> None:
-        """Start the next sum; what error feedback keeps stays."""
-        for name, planes in self._planes.items():
-            planes[:, :self.bits] = 0
-            self._scales[name][:, 0] = 0
+        """Start the next sum."""
+        for name in self.shapes:
+            self._planes[name].fill(0)
+            self._scales[name].fill(0)
             self.counts[name] = 0
         self.count = 0
 

@@ -261,8 +261,33 @@ def compare(const uint64_t[::1] plus_a, const uint64_t[::1] minus_a, const uint6
 
 
 # Bit-sliced counters: row w of ``planes`` holds 64 counters of ``bits`` bits in two's complement, a plane a bit, lowest
-# first; where there is error feedback two more planes hold a ternary residual. ``scales`` has a block's unit and the
-# scale of its residual.
+# first. Where there is error feedback, three more planes hold the signs of a residual and one of four sizes, 0, 1, 3
+# or 9 times the block's mean, in two bits. ``scales`` has a block's unit and that mean.
+
+cdef inline void put_residual(const float *p, Py_ssize_t count, float mean, uint64_t *planes) noexcept nogil:
+    """Write three planes for at most 64 elements."""
+    cdef float t[64]
+    cdef uint64_t plus, minus, over_half, over_two
+    fill(t, mean / 2)
+    masks(p, count, t, &plus, &minus)
+    planes[0] = minus
+    over_half = plus | minus
+    fill(t, 2 * mean)
+    masks(p, count, t, &plus, &minus)
+    over_two = plus | minus
+    fill(t, 6 * mean)
+    masks(p, count, t, &plus, &minus)
+    planes[1] = over_half ^ over_two ^ (plus | minus)
+    planes[2] = over_two
+
+
+cdef inline void add_residual(const uint64_t *planes, float mean, float *y, Py_ssize_t count) noexcept nogil:
+    """Add it to at most 64 elements."""
+    cdef uint64_t minus = planes[0], low = planes[1], high = planes[2]
+    add((low | high) & ~minus, (low | high) & minus, mean, y, count)
+    add(high & ~minus, high & minus, 2 * mean, y, count)
+    add(low & high & ~minus, low & high & minus, 6 * mean, y, count)
+
 
 cdef inline void halve(uint64_t *c, int bits, uint64_t *plus, uint64_t *minus) noexcept nogil:
     """Divide by 2, halves to the even; ``plus`` and ``minus`` mark where 1 was lost or added."""
@@ -318,7 +343,7 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
             if feedback and scales[b, 1] > 0:
                 for i in range(0, count, 64):
                     w = (start + i) >> 6
-                    add(planes[w, bits], planes[w, bits + 1], scales[b, 1], p + i, min(64, count - i))
+                    add_residual(&planes[w, bits], scales[b, 1], p + i, min(64, count - i))
             chance = 0.5
             if clip > 0:
                 total = 0
@@ -339,7 +364,7 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                 s = <float>mean_above(p, count, threshold)
             halvings = 1 if make_room else 0
             if unit == 0:
-                unit = s / 2
+                unit = s if feedback else s / 2
                 halvings = 0
             else:
                 while s > 3 * unit * <float>(1 << min(halvings, 30)) and halvings < 30:
@@ -367,20 +392,18 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                     add(plus & ~stuck, minus & ~stuck, -m * unit, p + i, min(64, count - i))
             scales[b, 0] = unit
             if feedback:
-                threshold = ratio * <float>(sum_of_absolutes(p, count) / count)
-                scales[b, 1] = <float>mean_above(p, count, threshold)
-                fill(t, threshold)
+                scales[b, 1] = <float>mean_above(p, count, 0)
                 for i in range(0, count, 64):
                     w = (start + i) >> 6
-                    masks(p + i, min(64, count - i), t, &planes[w, bits], &planes[w, bits + 1])
+                    put_residual(p + i, min(64, count - i), scales[b, 1], &planes[w, bits])
 
 
-def read_counters(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, int bits, const uint64_t[:, ::1] planes,
-                  const float[:, ::1] scales, float factor, floating[::1] out):
-    """Write factor times unit times counter."""
+def read_counters(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, int bits, bint feedback,
+                  const uint64_t[:, ::1] planes, const float[:, ::1] scales, float factor, float[::1] out):
+    """Write factor times (unit times counter, and the residual)."""
     cdef Py_ssize_t b, i, j, n = out.shape[0]
     cdef int k
-    cdef floating value
+    cdef float value
     cdef uint64_t word
     with nogil:
         for b in range(first, last):
@@ -391,3 +414,5 @@ def read_counters(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, int bits,
                     value = factor * scales[b, 0] * (1 << k)
                     word = planes[i >> 6, k]
                     add(word if k < bits - 1 else 0, word if k == bits - 1 else 0, value, &out[i], min(64, n - i))
+                if feedback:
+                    add_residual(&planes[i >> 6, bits], factor * scales[b, 1], &out[i], min(64, n - i))
