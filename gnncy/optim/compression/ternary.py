@@ -37,11 +37,11 @@ class TernaryVector:
     Examples
     --------
     >>> from gnncy.optim.compression import ternary_quantize
-    >>> a = ternary_quantize([3.0, 0.1, -1.0, 2.0])
+    >>> a = ternary_quantize([3.0, 0.1, -2.0, 2.0])
     >>> a.signs()
     array([ 1,  0, -1,  1], dtype=int8)
     >>> a.dot(ternary_quantize([1.0, 1.0, 1.0, -1.0])), a.nbytes
-    (-1, 20)
+    (-1, 24)
     """
 
     def __init__(self, plus: np.ndarray, minus: np.ndarray, scale: np.ndarray, shape: tuple[int, ...],
@@ -238,7 +238,7 @@ def ternary_quantize(x, rule: str = "twn", *, block: int | None = BLOCK, ratio: 
     --------
     >>> from gnncy.optim.compression import ternary_quantize
     >>> ternary_quantize([3.0, 0.1, -1.0, 2.0]).unpack()
-    array([ 2.,  0., -2.,  2.], dtype=float32)
+    array([2.5, 0. , 0. , 2.5])
     """
     check_choice(rule, "rule", RULES)
     if block is not None and check_int(block, "block", 64) % 64:
