@@ -16,7 +16,7 @@ from gnncy._random import seed_from, stream
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["activations", "embedding", "history", "io_timeline", "miss_ratio"]
+__all__ = ["activations", "compression", "embedding", "history", "io_timeline", "miss_ratio"]
 
 # Okabe and Ito's colours, distinguishable with any kind of colour vision, darkest last.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
@@ -251,6 +251,44 @@ def activations(profile, *, budget: int | str | None = None, ax: "Axes | None" =
     ax.set_xlabel("seconds")
     ax.set_ylabel("activations, MB")
     ax.set_title(f"{profile.policy}: at most {format_bytes(profile.peak_bytes)}", fontsize=10, color=_GREY, loc="left")
+    _save(ax, save)
+    return ax
+
+
+def compression(rows: Sequence[Mapping[str, Any]], *, ax: "Axes | None" = None,
+                save: str | os.PathLike | None = None) -> "Axes":
+    """The cosine of what compressors give back against the bits they send, a line each.
+
+    Parameters
+    ----------
+    rows : sequence of dict
+        With ``name`` of the compressor, ``bits`` sent for each number and ``cosine``.
+    ax : matplotlib Axes, optional
+    save : path, optional
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Examples
+    --------
+    >>> from gnncy import plot
+    >>> ax = plot.compression([{"name": "sign", "bits": 1.0, "cosine": 0.8}])
+    >>> ax.get_ylabel()
+    'cosine to the gradient'
+    """
+    ax = _axes(ax)
+    _tidy(ax)
+    for i, name in enumerate(dict.fromkeys(row["name"] for row in rows)):
+        points = sorted((row["bits"], row["cosine"]) for row in rows if row["name"] == name)
+        ax.plot(*zip(*points, strict=True), marker="os^v"[i // len(_COLOURS) % 4], markersize=4, linewidth=1.5,
+                color=_COLOURS[i % len(_COLOURS)], label=name)
+    ax.set_xscale("log", base=2)
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("bits for each number")
+    ax.set_ylabel("cosine to the gradient")
+    if rows:
+        ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(ax, save)
     return ax
 

@@ -177,10 +177,19 @@ class CountSketchCompressor(Compressor):
         flat = array.reshape(-1)
         table = np.zeros((self.rows, max(1, round(self.ratio * flat.size / self.rows))), flat.dtype)
         run_pieces(lambda a, b: kernels.sketch(a, b, key, flat, table), self.rows, 1)
-        return {"table": table}
+        if not self.error_feedback:
+            return {"table": table}
+        found = self._estimates(table, flat.size, key)
+        square = np.dot(found, found)
+        return {"table": table, "scale": np.array([np.dot(found, flat) / square if square > 0 else 0], flat.dtype)}
 
     def _decode(self, part, shape, key):
-        table, n = part["table"], int(np.prod(shape, dtype=np.int64))
+        found = self._estimates(part["table"], int(np.prod(shape, dtype=np.int64)), key)
+        if "scale" in part:
+            found *= part["scale"]
+        return found
+
+    def _estimates(self, table: np.ndarray, n: int, key: int) -> np.ndarray:
         out = np.zeros(n, table.dtype)
 
         def piece(start, stop):
