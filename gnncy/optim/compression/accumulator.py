@@ -16,8 +16,9 @@ class TernaryGradientAccumulator:
 
     Of step k each block of 4096 elements adds s_k q_k, with a scale s_k of its own. The sums are integer counters of
     ``bits`` bits, kept as bit planes, times a unit of the block. A scale that is no multiple of the unit is rounded:
-    at random with "terngrad", so that the mean stays; to the nearest with "twn", where error feedback takes up the
-    rest. When scales grow beyond three units, or more steps come than were announced, the unit doubles.
+    up with "terngrad", whose draws then keep less, so that the mean stays; to the nearest with "twn", where error
+    feedback takes up the rest. When scales grow beyond three units, or more steps come than were announced, the unit
+    doubles.
 
     Error feedback adds to the next gradient what rounding left of the last, and to the sum what it left at the end.
     It is kept in three bits, a sign and 0, 1, 3 or 9 times its mean; what those cannot hold is lost.
@@ -127,7 +128,8 @@ class TernaryGradientAccumulator:
         for name, array in flat.items():
             key = derive(self.seed, "accumulate", self._calls, name)
             planes, scales = self._planes[name], self._scales[name]
-            full = self.counts[name] > 0 and self.counts[name] % self.accumulation_steps == 0
+            times, rest = divmod(self.counts[name], self.accumulation_steps)
+            full = times > 0 and rest == 0 and times & (times - 1) == 0
 
             def work(first, last, array=array, key=key, planes=planes, scales=scales, full=full):
                 kernels.accumulate(first, last, BLOCK, array, self.ratio, clip, key, self.bits, self.error_feedback,

@@ -289,11 +289,11 @@ cdef inline void add_residual(const uint64_t *planes, float mean, float *y, Py_s
     add(low & high & ~minus, low & high & minus, 6 * mean, y, count)
 
 
-cdef inline void halve(uint64_t *c, int bits, uint64_t *plus, uint64_t *minus) noexcept nogil:
-    """Divide by 2, halves to the even; ``plus`` and ``minus`` mark where 1 was lost or added."""
+cdef inline void halve(uint64_t *c, int bits, uint64_t up, uint64_t *plus, uint64_t *minus) noexcept nogil:
+    """Divide by 2, halves upwards in ``up``; ``plus`` and ``minus`` mark where 1 was lost or added."""
     cdef int i
-    cdef uint64_t carry = c[0] & c[1], t
-    plus[0] = c[0] & ~c[1]
+    cdef uint64_t carry = c[0] & up, t
+    plus[0] = c[0] & ~up
     minus[0] = carry
     for i in range(bits - 1):
         t = c[i + 1]
@@ -323,15 +323,16 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                float[:, ::1] scales):
     """Quantise x, and the residual with it, and add s q to the counters.
 
-    With ``clip`` 0 the threshold is ``ratio`` times the mean of |x|, else draws decide with s at most clip sigma.
+    With ``clip`` 0 the threshold is ``ratio`` times the mean of |x|, else draws decide what is kept of x clipped at
+    clip sigma, with the next multiple of the unit as the scale.
     ``scratch`` holds a block. ``make_room`` doubles the units first.
     """
     cdef Py_ssize_t b, i, j, w, start, count, n = x.shape[0]
     cdef float t[64]
     cdef float *p = &scratch[0]
     cdef float unit, s, threshold = 0, top, a
-    cdef double total, squares, chance
-    cdef uint64_t plus, minus, stuck
+    cdef double total, squares
+    cdef uint64_t plus, minus, up, stuck
     cdef int m, halvings
     with nogil:
         for b in range(first, last):
@@ -344,7 +345,6 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                 for i in range(0, count, 64):
                     w = (start + i) >> 6
                     add_residual(&planes[w, bits], scales[b, 1], p + i, min(64, count - i))
-            chance = 0.5
             if clip > 0:
                 total = 0
                 squares = 0
@@ -358,13 +358,15 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                 squares = squares / count - total * total
                 s = clip * <float>root(squares if squares > 0 else 0)
                 s = s if 0 < s and s < top else top
-                chance = <double>(mix64(~key ^ <uint64_t>b) >> 11) * 2.0**-53
+                for j in range(count):
+                    a = s if p[j] > s else p[j]
+                    p[j] = -s if a < -s else a
             else:
                 threshold = ratio * <float>(sum_of_absolutes(p, count) / count)
                 s = <float>mean_above(p, count, threshold)
             halvings = 1 if make_room else 0
             if unit == 0:
-                unit = s if feedback else s / 2
+                unit = s if feedback else <float>0.55 * s  # two units have room for a scale that is a little larger
                 halvings = 0
             else:
                 while s > 3 * unit * <float>(1 << min(halvings, 30)) and halvings < 30:
@@ -373,19 +375,24 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                 if m < bits + 1:
                     for i in range(0, count, 64):
                         w = (start + i) >> 6
-                        halve(&planes[w, 0], bits, &plus, &minus)
-                        if feedback and clip == 0:
+                        up = planes[w, 1]  # to the even
+                        if clip > 0:
+                            up = mix64(~key ^ <uint64_t>w ^ (<uint64_t>m << 56))
+                        halve(&planes[w, 0], bits, up, &plus, &minus)
+                        if feedback:
                             add(plus, minus, unit, p + i, min(64, count - i))
                 unit *= 2
             m = 0
             if unit > 0:
-                m = <int>(s / unit + chance)
+                m = <int>(s / unit + <float>0.5)
+                if clip > 0 and m * unit < s:
+                    m += 1
                 m = min(m, 3)
             fill(t, threshold)
             for i in range(0, count, 64):
                 w = (start + i) >> 6
                 if clip > 0:
-                    draws(mix64(key ^ <uint64_t>w), s, t)
+                    draws(mix64(key ^ <uint64_t>w), m * unit, t)
                 masks(p + i, min(64, count - i), t, &plus, &minus)
                 stuck = count_up(&planes[w, 0], bits, m, plus, minus)
                 if feedback:
