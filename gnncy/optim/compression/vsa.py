@@ -6,7 +6,7 @@ import numpy as np
 from gnncy._check import check_array, check_choice, check_float, check_int
 from gnncy._kernels import projection, ternary
 from gnncy._memory import aligned_empty
-from gnncy._random import stream
+from gnncy._random import mix64, stream
 from gnncy._threads import run_pieces
 from gnncy.optim.compression.compressor import Compressor
 from gnncy.optim.compression.ternary import BLOCK, TernaryVector, count_blocks, over_blocks, ternary_quantize
@@ -301,7 +301,7 @@ class VSAGradientCompressor(Compressor):
         rotated = np.empty_like(x)
         run_pieces(lambda a, b: projection.flip(a, b, key, x, rotated), x.size, _PIECE)
         _rotate(rotated)
-        np.take(rotated, _chosen(x.size, out.size), out=out)
+        np.take(rotated, _chosen(x.size, out.size, key), out=out)
 
     def _lift(self, y: np.ndarray, shape: tuple[int, ...], key: int) -> np.ndarray:
         out = np.zeros(int(np.prod(shape, dtype=np.int64)), y.dtype)
@@ -311,7 +311,7 @@ class VSAGradientCompressor(Compressor):
             run_pieces(lambda a, b: projection.estimate(a, b, key, table, out[a:b].reshape(1, -1)), n, _PIECE)
             factor = 1.0 if self.unbiased else d / (n + d)
         else:
-            out[_chosen(n, d)] = y
+            out[_chosen(n, d, key)] = y
             _rotate(out)
             run_pieces(lambda a, b: projection.flip(a, b, key, out, out), n, _PIECE)
             factor = n / max(d, 1) if self.unbiased else 1.0
@@ -399,9 +399,9 @@ def _slots(sizes):
         start += size
 
 
-def _chosen(n: int, d: int) -> np.ndarray:
-    """``d`` of ``n`` coordinates, spread evenly: with random signs any of them hold d/n of the squared norm."""
-    return np.arange(d, dtype=np.int64) * n // max(d, 1)
+def _chosen(n: int, d: int, key: int) -> np.ndarray:
+    """``d`` of ``n`` coordinates, spread evenly from a random start: each is among them with probability d/n."""
+    return (np.arange(d, dtype=np.int64) * n + mix64(key) % max(n, 1)) // max(d, 1)
 
 
 def _rotate(x: np.ndarray) -> None:

@@ -199,23 +199,42 @@ def moments(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[
             out[b, 2] = top
 
 
+cdef inline void pack_block(const floating *x, Py_ssize_t n, floating threshold, uint64_t *plus, uint64_t *minus,
+                            double *kept) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef floating t[64]
+    cdef double total = 0
+    cdef int64_t count = 0
+    fill(t, threshold)
+    for i in range(0, n, 64):
+        total += masks(x + i, min(64, n - i), t, plus + (i >> 6), minus + (i >> 6))
+        count += gnncy_popcount(plus[i >> 6] | minus[i >> 6])
+    kept[0] = total
+    kept[1] = count
+
+
 def pack(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[::1] x, const floating[::1] threshold,
          uint64_t[::1] plus, uint64_t[::1] minus, double[:, ::1] kept):
     """Keep the signs of elements above a block's threshold in size; write their sum of |x| and their number."""
-    cdef Py_ssize_t b, i, w, n = x.shape[0]
-    cdef floating t[64]
-    cdef double total, count
+    cdef Py_ssize_t b, start, n = x.shape[0]
     with nogil:
         for b in range(first, last):
-            fill(t, threshold[b])
-            total = 0
-            count = 0
-            for i in range(b * block, min((b + 1) * block, n), 64):
-                w = i >> 6
-                total += masks(&x[i], min(64, n - i), t, &plus[w], &minus[w])
-                count += gnncy_popcount(plus[w] | minus[w])
-            kept[b, 0] = total
-            kept[b, 1] = count
+            start = b * block
+            pack_block(&x[start], min(block, n - start), threshold[b], &plus[start >> 6], &minus[start >> 6],
+                       &kept[b, 0])
+
+
+def pack_above_mean(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[::1] x, floating ratio,
+                    double[::1] sums, uint64_t[::1] plus, uint64_t[::1] minus, double[:, ::1] kept):
+    """:func:`sum_abs`, and :func:`pack` with ``ratio`` times a block's mean as its threshold, in one pass."""
+    cdef Py_ssize_t b, start, count, n = x.shape[0]
+    with nogil:
+        for b in range(first, last):
+            start = b * block
+            count = min(block, n - start)
+            sums[b] = sum_of_absolutes(&x[start], count)
+            pack_block(&x[start], count, ratio * <floating>(sums[b] / count), &plus[start >> 6], &minus[start >> 6],
+                       &kept[b, 0])
 
 
 def draw(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[::1] x, const floating[::1] limit,
