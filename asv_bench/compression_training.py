@@ -1,4 +1,4 @@
-"""``python -m asv_bench.compression_training``: what compressors keep of gradients, and the steps that SGD takes with them.
+"""``python -m asv_bench.compression_training``: what compressors keep of gradients, and SGD with them.
 
 The first table is the cosine between gradients and what comes back, against bytes; the second the steps until a
 held-out loss is within 1 % of where SGD with full gradients ends, relative to those that SGD needs for the same. Graphs
@@ -88,7 +88,8 @@ class Training:
         with nn.no_grad():
             return float(np.mean([self._forward(pairs).item() for pairs in self.held_out]))
 
-    def run(self, lr: float, momentum: float, compressor: Compressor | None, target: float | None) -> tuple[list[float], int]:
+    def run(self, lr: float, momentum: float, compressor: Compressor | None,
+            target: float | None) -> tuple[list[float], int]:
         """Held-out losses every few steps, until the target is met; and the bytes of a message."""
         optimizer = optim.SGD(list(self.parameters.values()), lr=lr, momentum=momentum)
         found, size = [self.evaluate()], 0

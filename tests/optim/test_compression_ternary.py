@@ -36,7 +36,13 @@ def test_kernels(kernels, n, dtype):
 
     threshold = np.linspace(0.2, 0.9, blocks).astype(dtype)
     plus, minus = np.full((2, words), 1 << 63, np.uint64)
-    kept = np.empty((blocks, 2))
+    kept, again, planes = np.empty((blocks, 2)), np.empty((blocks, 2)), np.empty((2, words), np.uint64)
+    kernels.pack_above_mean(0, blocks, block, x, 0.7, sums, plus, minus, kept)
+    means = np.array([0.7 * np.abs(p).mean() for p in parts], dtype)
+    kernels.pack(0, blocks, block, x, (0.7 * sums / [p.size for p in parts]).astype(dtype), *planes, again)
+    np.testing.assert_array_equal((plus, minus), planes)
+    np.testing.assert_array_equal(kept, again)
+    np.testing.assert_allclose(kept[:, 1], [(np.abs(p) > t).sum() for p, t in zip(parts, means, strict=True)])
     kernels.pack(0, blocks, block, x, threshold, plus, minus, kept)
     wide = np.repeat(threshold, block)[:n]
     q = (x > wide).astype(int) - (x < -wide)
@@ -144,7 +150,8 @@ def test_s3_12_what_is_not_finite_raises(rule, bad, block):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("block", [None, 64])
 def test_special_vectors(rule, block):
-    for x in (np.zeros(100), np.full(100, -3.0), np.array([2.0]), np.full(70, 1e-310), np.zeros((0, 3)), np.ones((2, 3, 4))):
+    for x in (np.zeros(100), np.full(100, -3.0), np.array([2.0]), np.full(70, 1e-310), np.zeros((0, 3)),
+              np.ones((2, 3, 4))):
         packed = ternary_quantize(x, rule, block=block)
         assert packed.unpack().shape == x.shape
         assert np.isfinite(packed.unpack()).all()

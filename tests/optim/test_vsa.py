@@ -146,7 +146,7 @@ def test_s2_19_s2_23_cosine_and_norm_are_those_of_theory(projection):
         assert abs(back @ (x - back)) < 0.03 * (x @ x)
         quantised = VSAGradientCompressor(ratio, projection=projection)
         back = flat(quantised.decompress(quantised.compress(gradients)))
-        assert similarity(back, x) == pytest.approx(0.9 * best, abs=0.03)
+        assert 0.88 * best - 0.01 < similarity(back, x) < best
 
 
 @pytest.mark.parametrize("projection", ["hadamard", "sparse"])

@@ -295,7 +295,8 @@ def ternary_quantize(x, rule: str = "twn", *, block: int | None = BLOCK, ratio: 
                 decide(everything, whole=True)
             over_blocks(n, chunk, take)
         elif rule == "twn":
-            over_blocks(n, chunk, lambda a, b: kernels.pack_above_mean(a, b, chunk, flat, ratio, sums, plus, minus, kept))
+            over_blocks(n, chunk, lambda a, b: kernels.pack_above_mean(a, b, chunk, flat, ratio, sums, plus, minus,
+                                                                       kept))
         else:
             def piece(a, b):
                 look(a, b)

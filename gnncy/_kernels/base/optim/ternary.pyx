@@ -385,7 +385,9 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                 s = <float>mean_above(p, count, threshold)
             halvings = 1 if make_room else 0
             if unit == 0:
-                unit = s if feedback else <float>0.55 * s  # two units have room for a scale that is a little larger
+                unit = s if feedback else s / 2
+                if clip > 0:
+                    unit *= <float>1.1  # two units have room for a scale that is a little larger
                 halvings = 0
             else:
                 while s > 3 * unit * <float>(1 << min(halvings, 30)) and halvings < 30:
