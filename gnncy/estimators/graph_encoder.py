@@ -28,6 +28,7 @@ from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
 from gnncy.storage.passes import is_sparse
 from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
+from gnncy.training.phases import PhaseConfig
 
 log = logging.getLogger("gnncy")
 
@@ -82,6 +83,8 @@ class GraphEncoder(Estimator):
         private temporary folder is used.
     callbacks : sequence, optional
         See :class:`gnncy.training.Trainer`.
+    phases : PhaseConfig, optional
+        Predict some of the gradients: see :mod:`gnncy.training.phases`, and there when that pays. Default: none.
 
     Attributes
     ----------
@@ -114,7 +117,7 @@ class GraphEncoder(Estimator):
     def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=256, reduced_width=256,
                  temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024, max_epochs="auto",
                  memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
-                 callbacks=None):
+                 callbacks=None, phases=None):
         self.n_components = n_components
         self.encoder = encoder
         self.n_neighbors = n_neighbors
@@ -132,6 +135,7 @@ class GraphEncoder(Estimator):
         self.verbose = verbose
         self.checkpoint_dir = checkpoint_dir
         self.callbacks = callbacks
+        self.phases = phases
 
     def fit(self, X, y=None, *, features=None):
         """Train on a graph.
@@ -241,6 +245,8 @@ class GraphEncoder(Estimator):
         }
         check_float(self.learning_rate, "learning_rate", above=0)
         effective_n_jobs(self.n_jobs)
+        if self.phases is not None and not isinstance(self.phases, PhaseConfig):
+            raise TypeError(f"phases must be None or a PhaseConfig, got {type(self.phases).__name__}")
         if self.max_epochs != "auto":
             check_int(self.max_epochs, "max_epochs", 0)
         if self.encoder == "propagate":
@@ -253,6 +259,9 @@ class GraphEncoder(Estimator):
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
         plan = MemoryPlan(resolve_limit(self.memory_limit), encoder.plan(adjacency, features, 0), held)
+        if self.phases is not None:  # recorded gradients, one being written, one predicted
+            train = plan.stages["train"]
+            train["gradient history"] = (self.phases.prediction.capacity + 2) * train["weights, gradients, Adam"] // 4
         spare = int(plan.left("train") * BUFFER_SHARE)
         if spare > 0:  # larger buffers, up to all rows twice
             train, (n, d) = plan.stages["train"], features.shape
@@ -263,6 +272,10 @@ class GraphEncoder(Estimator):
     def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
         free = {"memory_limit", "n_jobs", "prefetch", "verbose", "checkpoint_dir", "callbacks", "random_state"}
         parameters = {k: v for k, v in self.get_params().items() if k not in free}
+        if parameters["phases"] is None:
+            del parameters["phases"]  # so that folders of releases without it go on
+        else:
+            parameters["phases"] = self.phases.describe()
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
                                       "adjacency": _checksum(adjacency), "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))
@@ -283,7 +296,7 @@ class GraphEncoder(Estimator):
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
         trainer = Trainer(encoder.model_, Adam(encoder.model_.parameters(), lr=self.learning_rate), seed=encoder.seed,
                           max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
-                          callbacks=self.callbacks or ())
+                          callbacks=self.callbacks or (), phases=self.phases)
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)
         self.history_ = trainer.run(open_epoch, encoder.step, steps)

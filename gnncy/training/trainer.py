@@ -17,6 +17,7 @@ from gnncy.optim import ReduceOnPlateau, clip_grad_norm_, clip_grad_value_
 from gnncy.training.callbacks import Task, call_task_hooks
 from gnncy.training.loader import GraphLoader
 from gnncy.training.objective import Embedded, Objective
+from gnncy.training.phases import PhaseConfig, PhaseTrainer
 from gnncy.training.schedules import Schedules
 from gnncy.training.snapshot import SnapshotFolder
 
@@ -50,6 +51,9 @@ class Trainer:
         the former in one pass less.
     callbacks : sequence, optional
         See :class:`Callback`.
+    phases : PhaseConfig, optional
+        Predict gradients between minibatches: see :mod:`gnncy.training.phases`. A predicted step takes no minibatch, so
+        an epoch has the same minibatches and more steps. Default: all gradients are true ones.
 
     Attributes
     ----------
@@ -60,6 +64,8 @@ class Trainer:
         validation, and what was scheduled when the epoch began.
     epoch, step, steps, total_steps : int
         Where the run is: the present epoch, from 0; of its ``steps`` those that are done, and of all.
+    phases : PhaseTrainer or None
+        With its ``get_stats()``.
 
     Examples
     --------
@@ -94,7 +100,8 @@ class Trainer:
     def __init__(self, model, optimizer, *, seed: int, max_epochs: int, snapshots: SnapshotFolder | None = None,
                  snapshot_seconds: float = 20.0, fingerprint: dict | None = None,
                  schedule: Callable[[float], float] | ReduceOnPlateau | None = None, clip_norm: float | None = None,
-                 clip_value: float | None = None, callbacks: Sequence = ()) -> None:
+                 clip_value: float | None = None, callbacks: Sequence = (),
+                 phases: PhaseConfig | None = None) -> None:
         self.model, self.optimizer = model, optimizer
         self.seed, self.max_epochs = seed, max_epochs
         self.snapshots, self.snapshot_seconds = snapshots, snapshot_seconds
@@ -106,6 +113,7 @@ class Trainer:
         self.clip_norm = None if clip_norm is None else check_float(clip_norm, "clip_norm", above=0)
         self.clip_value = None if clip_value is None else check_float(clip_value, "clip_value", above=0)
         self.callbacks = tuple(callbacks)
+        self.phases = None if phases is None else PhaseTrainer.of(optimizer, phases)
         self.epoch, self.step, self.steps, self.total_steps = 0, 0, 0, 0
         self.history: list[dict] = []
         self._loss_sum, self._samples, self._stopped = 0.0, 0, False
@@ -294,6 +302,12 @@ class Trainer:
 
     def _update(self, info: dict) -> None:
         self._call("on_backward_end", info)
+        if self.phases is None:
+            self._change()
+        else:
+            self.phases.drive(self.optimizer.params, info["loss"], self._change)
+
+    def _change(self) -> None:
         if self.clip_value is not None:
             clip_grad_value_(self.optimizer.params, self.clip_value)
         if self.clip_norm is not None:
@@ -325,7 +339,7 @@ class Trainer:
 
     def _stateful(self) -> dict[str, Any]:
         """What a snapshot holds beside model and optimizer."""
-        named = {"objective": self._objective,
+        named = {"objective": self._objective, "phases": self.phases,
                  "schedule": self.schedule if isinstance(self.schedule, ReduceOnPlateau) else None}
         named |= {f"callback {i}": callback for i, callback in enumerate(self.callbacks)
                   if hasattr(callback, "state_dict")}
