@@ -61,7 +61,7 @@ class Trainer:
         One record an epoch: loss (mean over samples, summed in float64), learning rate, nodes_per_s, mb_read, hit_rate,
         io_wait_share, rss, seconds, and where these went: read (waiting for minibatches), step, update. :meth:`fit`
         adds each loss by itself, forward, backward, sample (drawing minibatches, beside the training if prefetched),
-        validation, and what was scheduled when the epoch began.
+        validation, and what was scheduled when the epoch began; ``phases`` the predicted steps so far.
     epoch, step, steps, total_steps : int
         Where the run is: the present epoch, from 0; of its ``steps`` those that are done, and of all.
     phases : PhaseTrainer or None
@@ -285,6 +285,8 @@ class Trainer:
                   "learning_rate": self.optimizer.lr}
         record |= {f"{name}_loss": total / self._samples for name, total in self._part_sums.items()}
         record |= {f"{name}_seconds": spent for name, spent in self._seconds.items()}
+        if self.phases is not None:
+            record["predicted_steps"] = self.phases.get_stats().predict_steps
         more(record)
         self.history.append(record)
         self.epoch, self.step, self._loss_sum, self._samples, self._part_sums = self.epoch + 1, 0, 0.0, 0, {}
@@ -318,7 +320,10 @@ class Trainer:
     def _timed(self, what: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self._seconds[what] = self._seconds.get(what, 0.0) + time.perf_counter() - began
+        spent = time.perf_counter() - began
+        self._seconds[what] = self._seconds.get(what, 0.0) + spent
+        if self.phases is not None and what in ("forward", "backward"):
+            self.phases.add_seconds(what, spent)
 
     def _timed_reads(self, batches: Iterable) -> Iterator:
         source = iter(batches)

@@ -14,7 +14,7 @@ from gnncy._check import check_choice, check_float
 from gnncy.nn import Tensor
 from gnncy.optim import Optimizer, clip_grad_norm_
 from gnncy.training.phases.config import PhaseConfig
-from gnncy.training.phases.predictor import GradientPredictor, Quality
+from gnncy.training.phases.predictor import GradientPredictor
 
 KEPT_LOSSES = 100
 IMPROVED = 0.05  # share by which a cycle's loss has to fall before fewer true gradients are taken
@@ -105,8 +105,8 @@ class PhaseTrainer:
     PREDICT phase shorter; one whose loss fell brings them back.
 
     Each step is :meth:`begin_step`; then, by its phase, :meth:`record_full_gradients` or
-    :meth:`get_predicted_gradients`; then :meth:`end_step`. A call out of turn raises. :meth:`drive` does all that for an
-    optimizer.
+    :meth:`get_predicted_gradients`; then :meth:`end_step`. A call out of turn raises. :meth:`drive` does all that for
+    the Tensors of an optimizer.
 
     Parameters
     ----------
@@ -420,14 +420,15 @@ class PhaseTrainer:
             losses = self._losses[phase]
             return sum(losses) / len(losses) if losses else None
 
-        by_phase: dict[str, Any] = {f"{phase}_steps": self._counts[phase] for phase in Phase}
-        by_phase |= {f"{phase}_loss": mean(phase) for phase in Phase}
+        measured: dict[str, Any] = {f"{phase}_steps": self._counts[phase] for phase in Phase}
+        measured |= {f"{phase}_loss": mean(phase) for phase in Phase}
+        measured |= {f"{clock}_seconds": spent for clock, spent in self._seconds.items()}
         return PhaseStatistics(
             total_steps=self._total, cycles=self._cycle, backward_passes=self._passes,
             current_full_steps=self._full_steps, current_predict_steps=self._predict_steps,
             correlation=self.predictor.correlation, relative_error=self.predictor.relative_error,
             trust=self.predictor.trust, bytes_full=self._bytes[0], bytes_compressed=self._bytes[1],
-            **{f"{clock}_seconds": spent for clock, spent in self._seconds.items()}, **by_phase)
+            **measured)
 
     # -- persistence
 
@@ -457,8 +458,8 @@ class PhaseTrainer:
         nested = _nest(state)
         for name in ("compressor", "accumulator"):
             if (name in nested) != (getattr(self, name) is not None):
-                raise ValueError(f"the state was taken {'with' if name in nested else 'without'} a {name}, this trainer "
-                                 f"is {'without' if name in nested else 'with'} one; use the same configuration")
+                raise ValueError(f"the state was taken {'with' if name in nested else 'without'} a {name}, other than "
+                                 "this trainer; use the same configuration")
         self.reset()
         self.predictor.load_state_dict(nested["predictor"])
         for name in ("compressor", "accumulator"):
