@@ -6,10 +6,13 @@ from typing import NamedTuple
 import numpy as np
 
 from gnncy._check import check_float
+from gnncy._random import stream
 from gnncy._threads import run_pieces
+from gnncy.optim.optimizer import all_finite
 from gnncy.training.phases.config import PredictionConfig
 
-_PIECE = 1 << 14  # elements of a partial product, one thread's at a time
+_PIECE = 1 << 14  # elements of a sum that one thread takes at a time
+_SAMPLE = 1 << 15  # elements by which gradients are compared, at most
 _MEASURED = 5  # measurements that the gate looks at
 
 
@@ -47,9 +50,9 @@ class GradientPredictor:
     =================== ================================================================================================
 
     Whenever a true gradient is recorded, the prediction for its very step is first compared with it. This costs no
-    prediction: norms and cosines come from inner products of the recorded gradients. They give the gate
-    (``min_correlation``) and the trust a, an average of :math:`\langle p, g\rangle / \langle p, p\rangle`
-    within 0..1.
+    prediction: norms and cosines come from inner products of the recorded gradients, of more than 32,768 elements by a
+    fixed random sample of so many. They give the gate (``min_correlation``) and the trust a, an average of
+    :math:`\langle p, g\rangle / \langle p, p\rangle` within 0..1.
 
     Parameters
     ----------
@@ -95,13 +98,16 @@ class GradientPredictor:
         if self.dtype not in (np.float32, np.float64):
             raise ValueError(f"dtype must be float32 or float64, got {self.dtype}")
         self._size = sum(math.prod(shape) for shape in self.shapes.values())
+        self._sample = None if self._size <= _SAMPLE else np.sort(
+            stream(0, "elements").integers(0, self._size, _SAMPLE))
         self.reset()
 
     def reset(self) -> None:
         """Forget all gradients and measurements."""
         slots = self.config.capacity + 1  # one is written while the others are compared with it
         self._gradients = np.zeros((slots, self._size), self.dtype)
-        self._products = np.zeros((slots, slots))  # inner products of the rows
+        self._samples = self._gradients if self._sample is None else np.zeros((slots, _SAMPLE), self.dtype)
+        self._products = np.zeros((slots, slots))  # inner products of the samples
         self._features: np.ndarray | None = None
         self._times: list[float] = []
         self._slots: list[int] = []  # of the recorded gradients, oldest first
@@ -135,11 +141,10 @@ class GradientPredictor:
         features = self._check_features(features)
         free = next(slot for slot in range(len(self._gradients)) if slot not in self._slots)
         self._write(gradients, self._gradients[free])
-        products = self._multiply(self._gradients[free])
-        if not np.isfinite(products[free]):
-            self._gradients[free] = 0  # every row takes part in products, those not in use with weight 0
-            raise ValueError("the gradients contain inf or nan values, or their squares overflow; lower the learning "
-                             "rate, or leave this step out")
+        if not all_finite([self._gradients[free]]):
+            self._gradients[free] = 0  # every row takes part in sums, those not in use with weight 0
+            raise ValueError("the gradients contain inf or nan values; lower the learning rate, or leave this step out")
+        products = self._multiply(free)
         self._products[free] = self._products[:, free] = products
         found = self._measure(time, features, free) if self._slots else None
         self._slots.append(free)
@@ -265,6 +270,8 @@ class GradientPredictor:
                              f"{self.dtype}")
         self.reset()
         self._gradients[:count], self._products[:count, :count] = gradients, state["products"]
+        if self._sample is not None:
+            self._samples[:count] = gradients[:, self._sample]
         if "features" in state:
             features = np.asarray(state["features"])
             self._features = np.zeros((len(self._gradients), features.shape[1]), self.dtype)
@@ -319,16 +326,14 @@ class GradientPredictor:
         self.quality = [*self.quality, found][-_MEASURED:]
         return found
 
-    def _multiply(self, gradient: np.ndarray) -> np.ndarray:
-        """Inner products of all rows with one, summed in float64 over fixed pieces."""
-        parts = np.empty((-(-self._size // _PIECE), len(self._gradients)))
-
-        def piece(start, stop):
-            parts[start // _PIECE] = self._gradients[:, start:stop] @ gradient[start:stop]
-
-        with np.errstate(all="ignore"):  # what is not finite is refused by the caller
-            run_pieces(piece, self._size, _PIECE)
-            return parts.sum(axis=0)
+    def _multiply(self, slot: int) -> np.ndarray:
+        """Inner products of all samples with one, summed in float64 over fixed pieces."""
+        if self._sample is not None:
+            np.take(self._gradients[slot], self._sample, out=self._samples[slot])
+        whole = self._samples.shape[1]
+        pieces = [slice(start, start + _PIECE) for start in range(0, whole, _PIECE)]
+        return np.sum([self._samples[:, piece] @ self._samples[slot, piece] for piece in pieces], axis=0,
+                      dtype=np.float64)
 
     def _combine(self, coefficients: np.ndarray) -> dict[str, np.ndarray]:
         weights = np.zeros(len(self._gradients), self.dtype)
