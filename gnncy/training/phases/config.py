@@ -1,5 +1,5 @@
 """What phase training is told: checked when it is made, never changed afterwards."""
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ METHODS = ("last", "momentum", "least_squares", "low_rank")
 
 
 class Compressor(Protocol):
-    """What gradients may be passed through: any compressor of :mod:`gnncy.optim.compression`, or one of your own."""
+    """What gradients may be passed through: a compressor of :mod:`gnncy.optim`, or one of your own."""
 
     def compress(self, gradients: Mapping[str, np.ndarray]) -> Any:
         """A message that has ``nbytes``."""
@@ -139,10 +139,9 @@ class PhaseConfig:
         ``full_steps`` to five times as many; from 1 to ``predict_steps``.
     compressor : Compressor, optional
         True gradients pass through it before they are used; a copy is, the one given stays as it is.
-    accumulator : Accumulator, optional
-        Holds the sum for ``gradient_accumulation``, for instance
-        :class:`~gnncy.optim.compression.TernaryGradientAccumulator`. Default: of the gradients' own type. A copy is
-        used.
+    accumulator : callable, optional
+        ``accumulator(shapes)`` makes the :class:`Accumulator` that holds the sum for ``gradient_accumulation``; the
+        class ``TernaryGradientAccumulator`` of :mod:`gnncy.optim` is one. Default: a sum of the gradients' own type.
 
     Raises
     ------
@@ -167,7 +166,7 @@ class PhaseConfig:
     full_range: tuple[int, int] | None = None
     predict_range: tuple[int, int] | None = None
     compressor: Compressor | None = None
-    accumulator: Accumulator | None = None
+    accumulator: Callable[[Mapping[str, tuple[int, ...]]], Accumulator] | None = None
 
     def __post_init__(self):
         check_int(self.full_steps, "full_steps", 1)

@@ -17,6 +17,7 @@ from gnncy.training.phases.config import PhaseConfig
 from gnncy.training.phases.predictor import GradientPredictor
 
 KEPT_LOSSES = 100
+RESTS = (8, 64)  # true steps that are not recorded while the gate is shut: at first, and at most
 IMPROVED = 0.05  # share by which a cycle's loss has to fall before fewer true gradients are taken
 CLOCKS = ("forward", "backward", "predict", "overhead")
 
@@ -102,7 +103,8 @@ class PhaseTrainer:
     one after every ``correct_every`` of them (CORRECT), but not where the cycle ends anyway. Predictions begin when the
     predictor's gate allows it and not before; a CORRECT step that finds it shut ends the cycle. With
     ``adaptive_phases``, a cycle ended so, or one whose loss rose, makes the next one's FULL phase longer and its
-    PREDICT phase shorter; one whose loss fell brings them back.
+    PREDICT phase shorter; one whose loss fell brings them back. While the gate stays shut, the predictor looks at ever
+    fewer of the gradients, so that it costs little where it has nothing to give.
 
     Each step is :meth:`begin_step`; then, by its phase, :meth:`record_full_gradients` or
     :meth:`get_predicted_gradients`; then :meth:`end_step`. A call out of turn raises. :meth:`drive` does all that for
@@ -121,8 +123,9 @@ class PhaseTrainer:
     config : PhaseConfig
         As given: what is adapted stands elsewhere.
     predictor : GradientPredictor
-    compressor, accumulator
-        Copies of the configuration's, or None.
+    compressor : Compressor or None
+        A copy of the configuration's.
+    accumulator : Accumulator or None
 
     Notes
     -----
@@ -183,7 +186,7 @@ class PhaseTrainer:
         config = self.config
         self.predictor.reset()
         self.compressor = copy.deepcopy(config.compressor)
-        self.accumulator = copy.deepcopy(config.accumulator)
+        self.accumulator = None if config.accumulator is None else config.accumulator(self.predictor.shapes)
         self._full_steps, self._predict_steps = config.full_steps, config.predict_steps
         self._phase, self._phase_step = Phase.FULL, 0
         self._predicted, self._since_true = 0, 0  # steps predicted in this cycle, and since its last true gradient
@@ -192,6 +195,7 @@ class PhaseTrainer:
         self._losses: dict[Phase, list[float]] = {phase: [] for phase in Phase}
         self._cycle_loss, self._cycle_count = 0.0, 0
         self._last_cycle: float | None = None
+        self._looked, self._rest, self._next_rest = 0, 0, RESTS[0]
         self._failed = False  # the last CORRECT step found the gate shut
         self._open = False  # between begin_step and end_step
         self._ready = False  # the open step has its gradients
@@ -276,8 +280,12 @@ class PhaseTrainer:
             if mean is None:
                 return None
             used = self._compress(mean)
-            quality = self.predictor.record(used, self._total, features)
-            self._failed = self._phase is Phase.CORRECT and quality is not None and self._needs_true()
+            if self._rest:
+                self._rest -= 1
+            else:
+                self.predictor.record(used, self._total, features)
+                self._failed = self._phase is Phase.CORRECT and self._needs_true()
+                self._look_less_often()
             self._ready = True
             return self._clip(used, own=used is not gradients)
 
@@ -478,7 +486,15 @@ class PhaseTrainer:
     def _needs_true(self) -> bool:
         return self.predictor.should_compute_full(self._total)
 
+    def _look_less_often(self) -> None:
+        """While the gate stays shut, rest after each look at as many gradients as the predictor holds."""
+        self._looked += 1
+        if self._phase is Phase.FULL and self._looked > self.config.prediction.capacity and self._needs_true():
+            self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, RESTS[1])
+            self._looked = 0
+
     def _enter(self, phase: Phase) -> None:
+        self._looked, self._next_rest = 0, RESTS[0]
         if phase is Phase.FULL:
             self._cycle += 1
             self._adapt()
@@ -552,7 +568,8 @@ class PhaseTrainer:
 
 
 _NUMBERS = ("full_steps", "predict_steps", "phase_step", "predicted", "since_true", "cycle", "total", "cycle_loss",
-            "cycle_count", "last_cycle", "failed", "open", "ready", "added", "added_loss", "passes")
+            "cycle_count", "last_cycle", "looked", "rest", "next_rest", "failed", "open", "ready", "added",
+            "added_loss", "passes")
 
 
 def _replace(params: Mapping[str, Any], gradients: Mapping[str, np.ndarray]) -> None:

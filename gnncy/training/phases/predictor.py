@@ -247,12 +247,12 @@ class GradientPredictor:
         dict
             Of arrays, and of numbers ready for JSON.
         """
-        arrays = {"gradients": self._gradients[self._slots],
-                  "products": self._products[np.ix_(self._slots, self._slots)]}
+        # Rows stand where they stood: the order in which a sum is taken is part of its bits.
+        arrays = {"gradients": self._gradients.copy(), "products": self._products.copy()}
         if self._features is not None:
-            arrays["features"] = self._features[self._slots]
-        return arrays | {"times": list(self._times), "trust": self.trust, "recorded": self.recorded,
-                         "quality": [list(q) for q in self.quality]}
+            arrays["features"] = self._features.copy()
+        return arrays | {"slots": list(self._slots), "times": list(self._times), "trust": self.trust,
+                         "recorded": self.recorded, "quality": [list(q) for q in self.quality]}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from where a :meth:`state_dict` was taken.
@@ -263,20 +263,17 @@ class GradientPredictor:
             Of a predictor with the same shapes and configuration.
         """
         gradients = np.asarray(state["gradients"])
-        count = len(gradients)
-        if gradients.shape != (count, self._size) or gradients.dtype != self.dtype or count > self.config.capacity:
-            raise ValueError(f"the state holds {count} gradients of {gradients.shape[-1]} elements and "
+        if gradients.shape != self._gradients.shape or gradients.dtype != self.dtype:
+            raise ValueError(f"the state holds {len(gradients) - 1} gradients of {gradients.shape[-1]} elements and "
                              f"{gradients.dtype}; this predictor holds {self.config.capacity} of {self._size} and "
                              f"{self.dtype}")
         self.reset()
-        self._gradients[:count], self._products[:count, :count] = gradients, state["products"]
+        self._gradients[...], self._products[...] = gradients, state["products"]
         if self._sample is not None:
-            self._samples[:count] = gradients[:, self._sample]
+            self._samples[...] = gradients[:, self._sample]
         if "features" in state:
-            features = np.asarray(state["features"])
-            self._features = np.zeros((len(self._gradients), features.shape[1]), self.dtype)
-            self._features[:count] = features
-        self._slots, self._times = list(range(count)), [float(time) for time in state["times"]]
+            self._features = np.array(state["features"], self.dtype)
+        self._slots, self._times = list(state["slots"]), [float(time) for time in state["times"]]
         self.trust, self.recorded = float(state["trust"]), int(state["recorded"])
         self.quality = [Quality(*q) for q in state["quality"]]
 
@@ -332,8 +329,8 @@ class GradientPredictor:
             np.take(self._gradients[slot], self._sample, out=self._samples[slot])
         whole = self._samples.shape[1]
         pieces = [slice(start, start + _PIECE) for start in range(0, whole, _PIECE)]
-        return np.sum([self._samples[:, piece] @ self._samples[slot, piece] for piece in pieces], axis=0,
-                      dtype=np.float64)
+        parts = [self._samples[:, piece] @ self._samples[slot, piece] for piece in pieces]
+        return np.array(parts, np.float64).sum(axis=0)
 
     def _combine(self, coefficients: np.ndarray) -> dict[str, np.ndarray]:
         weights = np.zeros(len(self._gradients), self.dtype)
