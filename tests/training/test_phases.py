@@ -430,6 +430,16 @@ def test_a_loaded_trainer_goes_on_with_the_same_bits(at, extra):
     assert ours == theirs
 
 
+def test_names_may_hold_anything():
+    names = ("layers/0/weight", "~1", "w")
+    for extra in ({"gradient_accumulation": 2}, {"compressor": Halves()}):
+        phases = [PhaseTrainer(dict.fromkeys(names, (2,)), config(**extra)) for _ in range(2)]
+        phases[0].begin_step()
+        phases[0].record_full_gradients({name: np.ones(2, np.float32) for name in names})
+        phases[1].load_state_dict(phases[0].state_dict())
+        np.testing.assert_equal(phases[1].state_dict(), phases[0].state_dict())
+
+
 def test_a_state_of_another_configuration_is_refused():
     with pytest.raises(ValueError, match="with a compressor"):
         trainer().load_state_dict(trainer(compressor=Halves()).state_dict())
@@ -456,7 +466,7 @@ class StopAfter:
 
 def fit(phases, folder=None, *, stop=None, epochs=4, n_jobs=1, **options):
     model = nn.MLP([10, 16, 4], rng=0)
-    made = Trainer(model, optim.Adam(model.parameters(), lr=1e-3), seed=0, max_epochs=epochs, snapshot_seconds=0.0,
+    made = Trainer(model, optim.Adam(model.parameters(), lr=1e-3), seed=0, max_epochs=epochs,
                    snapshots=None if folder is None else SnapshotFolder(folder), phases=phases,
                    callbacks=[] if stop is None else [StopAfter(stop)], **options)
     try:
@@ -493,16 +503,16 @@ def test_bits_do_not_depend_on_threads():
     assert fit(OPEN, n_jobs=1)[0] == fit(OPEN, n_jobs=3)[0]
 
 
-@pytest.mark.parametrize("stop", [1, 5, 7])
+@pytest.mark.parametrize("stop", [7, 13])  # a snapshot an epoch, of six minibatches
 @pytest.mark.parametrize("extra", [{}, {"gradient_accumulation": 4}, {"gradient_accumulation": 4, "accumulator": Sum}])
 def test_a_run_that_was_cut_off_ends_with_the_same_bits(tmp_path, stop, extra):
     phases = dataclasses.replace(OPEN, **extra)
-    assert fit(phases, tmp_path, stop=stop, epochs=2)[0] is None
-    assert fit(phases, tmp_path, epochs=2)[0] == fit(phases, epochs=2)[0]
+    assert fit(phases, tmp_path, stop=stop, epochs=3)[0] is None
+    assert fit(phases, tmp_path, epochs=3)[0] == fit(phases, epochs=3)[0]
 
 
 def test_a_checkpoint_without_phases_is_refused(tmp_path):
-    fit(None, tmp_path, stop=3)
+    fit(None, tmp_path, stop=7)
     with pytest.raises(StorageError, match="no state of phases"):
         fit(OPEN, tmp_path)
 
@@ -539,7 +549,7 @@ def test_graph_encoder_takes_phases(tmp_path):
     assert "gradient history" in encoder.plan_.stages["train"]
     assert embed(PhaseConfig(prediction=PredictionConfig(min_correlation=1.0)))[0] == plain
     with pytest.raises(Stop):
-        embed(OPEN, checkpoint_dir=tmp_path, callbacks=[StopAfter(4)])
+        embed(OPEN, checkpoint_dir=tmp_path, callbacks=[StopAfter(3)])
     with pytest.raises(StorageError, match="another run"):
         embed(None, checkpoint_dir=tmp_path)
     assert embed(OPEN, checkpoint_dir=tmp_path)[0] == opened
@@ -579,3 +589,31 @@ def test_predictable_gradients_need_fewer_backward_passes():
     assert predicted <= 27 / 33 * plain
     assert predicted <= 27
     assert gated <= 1.05 * plain
+
+
+# -- with the compressors of optim
+
+
+@pytest.fixture
+def compression():
+    return pytest.importorskip("gnncy.optim.compression")
+
+
+@pytest.mark.parametrize("name", ["TernaryCompressor", "TopKCompressor", "SignCompressor", "PowerSGDCompressor",
+                                  "CountSketchCompressor", "VSAGradientCompressor"])
+def test_compressors_serve_in_the_loop_and_resume(tmp_path, compression, name):
+    """S2-P1."""
+    phases = dataclasses.replace(OPEN, compressor=getattr(compression, name)())
+    expected, made = fit(phases, epochs=2)
+    stats = made.phases.get_stats()
+    assert 0 < stats.bytes_compressed < stats.bytes_full
+    assert fit(phases, tmp_path, stop=7, epochs=2)[0] is None
+    assert fit(phases, tmp_path, epochs=2)[0] == expected
+
+
+def test_the_ternary_accumulator_serves_in_the_loop_and_resumes(tmp_path, compression):
+    phases = dataclasses.replace(OPEN, gradient_accumulation=4, accumulator=compression.TernaryGradientAccumulator)
+    expected, made = fit(phases)
+    assert made.phases.get_stats().backward_passes == 24 and made.phases.accumulator.bits > 1
+    assert fit(phases, tmp_path, stop=13)[0] is None
+    assert fit(phases, tmp_path)[0] == expected

@@ -579,18 +579,20 @@ def _replace(params: Mapping[str, Any], gradients: Mapping[str, np.ndarray]) -> 
 
 
 def _flatten(nested: Mapping, prefix: str = "") -> dict:
+    """Nested dicts as one, by paths as in JSON pointers."""
     flat: dict = {}
     for name, value in nested.items():
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        path = prefix + str(name).replace("~", "~0").replace("/", "~1")
+        flat |= _flatten(value, f"{path}/") if isinstance(value, dict) and value else {path: value}
     return flat
 
 
 def _nest(flat: Mapping) -> dict:
     nested: dict = {}
-    for name, value in flat.items():
-        *path, last = name.split("/")
+    for path, value in flat.items():
+        *outer, last = (name.replace("~1", "/").replace("~0", "~") for name in path.split("/"))
         inner = nested
-        for part in path:
-            inner = inner.setdefault(part, {})
+        for name in outer:
+            inner = inner.setdefault(name, {})
         inner[last] = value
     return nested
