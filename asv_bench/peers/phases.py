@@ -195,8 +195,8 @@ class Done(Exception):
 def compare(problem, run, rates, target, seeds, timed=True, predictable=False):
     """Rows of every scheme, at the learning rate that is best for it on the seeds together.
 
-    Schemes take turns, so that all of them bear the same other work of the machine. Plain training, and what is asked to
-    take no longer, run twice more at their best rates, and the shortest time counts.
+    Schemes take turns, so that all of them bear the same other work of the machine. Plain training, and what is asked
+    to take no longer, run twice more at their best rates, and the shortest time counts.
     """
     every = list(schemes(predictable))
     found = {scheme.name: {rate: [] for rate in rates} for scheme in every}

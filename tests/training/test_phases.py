@@ -12,7 +12,8 @@ from gnncy import nn, optim
 from gnncy.datasets import make_sbm
 from gnncy.errors import StorageError
 from gnncy.training import GraphLoader, SnapshotFolder, Trainer
-from gnncy.training.phases import Phase, PhaseConfig, PhaseTrainer, PredictionConfig
+from gnncy.training.phases import PhaseConfig, PhaseTrainer, PredictionConfig
+from gnncy.training.phases.phase_trainer import Phase
 
 FREE = PredictionConfig("last", min_correlation=None, correction_weight=0.0)
 DATA = make_sbm(240, 3, n_features=10, seed=1)

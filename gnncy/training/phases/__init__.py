@@ -1,8 +1,8 @@
 """Gradient prediction, and training in phases of true and predicted gradients: off by default, measured, gated."""
-from gnncy.training.phases.config import Accumulator, Compressor, PhaseConfig, PredictionConfig
+from gnncy.training.phases.config import PhaseConfig, PredictionConfig
 from gnncy.training.phases.control import break_even, control_variate
-from gnncy.training.phases.phase_trainer import Phase, PhaseStatistics, PhaseTrainer, StepInfo
+from gnncy.training.phases.phase_trainer import PhaseStatistics, PhaseTrainer, StepInfo
 from gnncy.training.phases.predictor import GradientPredictor, Quality
 
-__all__ = ["Accumulator", "Compressor", "GradientPredictor", "Phase", "PhaseConfig", "PhaseStatistics", "PhaseTrainer",
-           "PredictionConfig", "Quality", "StepInfo", "break_even", "control_variate"]
+__all__ = ["GradientPredictor", "PhaseConfig", "PhaseStatistics", "PhaseTrainer", "PredictionConfig", "Quality",
+           "StepInfo", "break_even", "control_variate"]

@@ -137,11 +137,13 @@ class PhaseConfig:
     full_range, predict_range : (int, int), optional
         Least and most of the adapted lengths; must hold ``full_steps`` and ``predict_steps``. Default: from
         ``full_steps`` to five times as many; from 1 to ``predict_steps``.
-    compressor : Compressor, optional
-        True gradients pass through it before they are used; a copy is, the one given stays as it is.
+    compressor : optional
+        True gradients pass through a copy of it before they are used. It has ``compress(gradients)``, which gives a
+        message with ``nbytes``, ``decompress(message)``, ``state_dict`` and ``load_state_dict``.
     accumulator : callable, optional
-        ``accumulator(shapes)`` makes the :class:`Accumulator` that holds the sum for ``gradient_accumulation``; the
-        class ``TernaryGradientAccumulator`` of :mod:`gnncy.optim` is one. Default: a sum of the gradients' own type.
+        ``accumulator(shapes)`` makes what holds the sum for ``gradient_accumulation``: it has
+        ``accumulate(gradients)``, ``get_accumulated()``, the mean, ``reset``, ``state_dict`` and ``load_state_dict``,
+        as ``TernaryGradientAccumulator`` of :mod:`gnncy.optim` does. Default: a sum of the gradients' own type.
 
     Raises
     ------

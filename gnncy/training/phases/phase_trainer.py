@@ -35,7 +35,7 @@ class StepInfo(NamedTuple):
 
     Attributes
     ----------
-    phase : Phase
+    phase : {"full", "predict", "correct"}
     phase_step : int
         Steps of this phase before it, since the phase began.
     total_step, cycle : int
@@ -123,9 +123,8 @@ class PhaseTrainer:
     config : PhaseConfig
         As given: what is adapted stands elsewhere.
     predictor : GradientPredictor
-    compressor : Compressor or None
-        A copy of the configuration's.
-    accumulator : Accumulator or None
+    compressor, accumulator : object or None
+        A copy of the configuration's compressor, and what its ``accumulator`` made.
 
     Notes
     -----
@@ -135,15 +134,15 @@ class PhaseTrainer:
     Examples
     --------
     >>> import numpy as np
-    >>> from gnncy.training.phases import Phase, PhaseConfig, PhaseTrainer
+    >>> from gnncy.training.phases import PhaseConfig, PhaseTrainer
     >>> phases = PhaseTrainer({"w": (2,)}, PhaseConfig(full_steps=2, predict_steps=2, correct_every=None))
     >>> w, seen = np.array([1.0, -1.0], np.float32), ""
     >>> for _ in range(8):
     ...     info = phases.begin_step()
-    ...     if info.phase is Phase.PREDICT:
-    ...         gradients, loss = phases.get_predicted_gradients(), None
-    ...     else:
+    ...     if phases.should_compute_full():
     ...         gradients, loss = phases.record_full_gradients({"w": w}), float(w @ w) / 2
+    ...     else:
+    ...         gradients, loss = phases.get_predicted_gradients(), None
     ...     w = w - 0.1 * gradients["w"]
     ...     phases.end_step(loss)
     ...     seen += info.phase[0].upper()
