@@ -17,7 +17,8 @@ from gnncy.training.phases.config import PhaseConfig
 from gnncy.training.phases.predictor import GradientPredictor
 
 KEPT_LOSSES = 100
-RESTS = (8, 64)  # true steps that are not recorded while the gate is shut: at first, and at most
+LOOKS = 6  # true gradients that are recorded before a shut gate is believed
+RESTS = (16, 128)  # true steps that are then not recorded: at first, and at most
 IMPROVED = 0.05  # share by which a cycle's loss has to fall before fewer true gradients are taken
 CLOCKS = ("forward", "backward", "predict", "overhead")
 
@@ -486,9 +487,9 @@ class PhaseTrainer:
         return self.predictor.should_compute_full(self._total)
 
     def _look_less_often(self) -> None:
-        """While the gate stays shut, rest after each look at as many gradients as the predictor holds."""
+        """While the gate stays shut, rest after each look at a few gradients."""
         self._looked += 1
-        if self._phase is Phase.FULL and self._looked > self.config.prediction.capacity and self._needs_true():
+        if self._phase is Phase.FULL and self._looked >= LOOKS and self._needs_true():
             self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, RESTS[1])
             self._looked = 0
 

@@ -211,12 +211,12 @@ class GradientPredictor:
         """The smaller of the newest and the mean of the last five measured cosines; None before the first."""
         if not self.quality:
             return None
-        return min(self.quality[-1].correlation, float(np.mean([q.correlation for q in self.quality])))
+        return min(self.quality[-1].correlation, sum(q.correlation for q in self.quality) / len(self.quality))
 
     @property
     def relative_error(self) -> float | None:
         """The mean of the last five measured relative errors; None before the first."""
-        return float(np.mean([q.relative_error for q in self.quality])) if self.quality else None
+        return sum(q.relative_error for q in self.quality) / len(self.quality) if self.quality else None
 
     def should_compute_full(self, time: float) -> bool:
         """Whether a step needs its true gradient: nothing known, too far away, or predictions too bad.
@@ -235,7 +235,8 @@ class GradientPredictor:
             return True
         if self.config.min_correlation is None:
             return False
-        return self.correlation is None or self.correlation < self.config.min_correlation
+        correlation = self.correlation
+        return correlation is None or correlation < self.config.min_correlation
 
     # -- persistence
 
