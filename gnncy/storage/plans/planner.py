@@ -395,7 +395,7 @@ class Planner:
 
 def _chunk(division: _Division) -> int:
     """Bytes that a scan reads at a time."""
-    return min(CHUNK, 32 * division.extent)
+    return min(CHUNK, 16 * division.extent)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:

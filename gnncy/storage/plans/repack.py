@@ -15,8 +15,7 @@ from gnncy.storage.plans.spill import SpillFile
 EXTENT = 256 << 10  # bytes of one write, at most
 PIECE = 1 << 20  # bytes of one read of the spill file, and that one thread writes at a time, at most
 CHUNK = 2 << 20  # bytes of one read of the scan, at most
-IN_FLIGHT = 8  # reads of either kind at a time
-WRITES = 16  # writes at a time: more, since minibatches' extents may become full together
+IN_FLIGHT = 8  # chunks, pieces and writes at a time
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,11 @@ class RepackBuffers:
     @classmethod
     def of(cls, extent: int, window: int, row_bytes: int) -> "RepackBuffers":
         """Those for a window of minibatches."""
-        piece = min(PIECE, 16 * extent)
-        rows = max(1, min(CHUNK, 32 * extent) // row_bytes)
+        piece = min(PIECE, 8 * extent)
+        rows = max(1, min(CHUNK, 16 * extent) // row_bytes)
         step = PAGE // gcd(PAGE, row_bytes)  # so many rows fill whole pages
         rows = rows // step * step or rows
-        return cls(extent, piece, pages(rows * row_bytes) + 2 * PAGE, rows, window + WRITES * -(-piece // extent))
+        return cls(extent, piece, pages(rows * row_bytes) + 2 * PAGE, rows, window + IN_FLIGHT * -(-piece // extent))
 
     @classmethod
     def within(cls, memory: int, window: int, row_bytes: int) -> "RepackBuffers":
