@@ -90,11 +90,19 @@ class Training:
 
     def run(self, lr: float, momentum: float, compressor: Compressor | None,
             target: float | None) -> tuple[list[float], int]:
-        """Held-out losses every few steps, until the target is met; and the bytes of a message."""
-        optimizer = optim.SGD(list(self.parameters.values()), lr=lr, momentum=momentum)
+        """Held-out losses every few steps, until the target is met; and the bytes of a message.
+
+        Momentum is added up before it is compressed: what error feedback sends late would be multiplied after.
+        """
+        optimizer = optim.SGD(list(self.parameters.values()), lr=lr)
         found, size = [self.evaluate()], 0
+        velocity = {name: np.zeros_like(parameter.data) for name, parameter in self.parameters.items()}
         for step in range(STEPS if target is None else LIMIT * STEPS):
             gradients = self.gradients(step)
+            for name, gradient in gradients.items():
+                velocity[name] *= momentum
+                velocity[name] += gradient
+            gradients = velocity
             if compressor is not None:
                 message = compressor.compress(gradients)
                 size, gradients = message.nbytes, compressor.decompress(message)
@@ -139,7 +147,7 @@ def examples(data: Graph | None) -> dict[str, Gradients]:
 
 def steps(data: Graph, momentum: float) -> list[dict]:
     """Steps to the loss of full precision, of every compressor."""
-    rates = (0.1, 0.3, 1.0, 3.0) if momentum == 0 else (0.03, 0.1, 0.3, 1.0)
+    rates = [rate * (1 - momentum) for rate in (0.3, 1.0, 3.0, 10.0, 30.0)]
     ends = {lr: Training(data).run(lr, momentum, None, None)[0] for lr in rates}
     lr = min(rates, key=lambda rate: ends[rate][-1])
     target = 1.01 * ends[lr][-1]
@@ -152,7 +160,7 @@ def steps(data: Graph, momentum: float) -> list[dict]:
         rows.append({"name": name, "lr": lr, "steps": EVERY * (len(found) - 1) if met else None, "bytes": size,
                      "ratio": EVERY * (len(found) - 1) / full if met else None,
                      "excess": None if met else found[-1] / ends[lr][-1] - 1})
-        print(f"{data.name}  {name:<22} {rows[-1]['steps']}", file=sys.stderr, flush=True)
+        print(f"{data.name}  lr {lr:g}  {name:<22} {rows[-1]['steps']}", file=sys.stderr, flush=True)
     return rows
 
 

@@ -245,7 +245,7 @@ class TernaryOptimizerWrapper:
         Gradients for a step.
     reduction : {"mean", "sum"}
         What of the gradients the optimizer is given.
-    **options : keyword arguments
+    **options
         Of the accumulator.
 
     Attributes

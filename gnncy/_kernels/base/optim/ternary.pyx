@@ -179,24 +179,33 @@ def sum_abs(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[
             out[b] = sum_of_absolutes(&x[start], min(block, n - start))
 
 
+cdef inline void sum_moments(const floating *x, Py_ssize_t n, double *out) noexcept nogil:
+    """The sum, the sum of squares and the largest |x|."""
+    cdef Py_ssize_t i, j
+    cdef floating part, squares, a, top = 0
+    out[0] = 0
+    out[1] = 0
+    for i in range(0, n, 256):
+        part = 0
+        squares = 0
+        for j in range(i, min(i + 256, n)):
+            part += x[j]
+            squares += x[j] * x[j]
+        for j in range(i, min(i + 256, n)):
+            a = size(x[j])
+            top = a if a > top else top
+        out[0] += part
+        out[1] += squares
+    out[2] = top
+
+
 def moments(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const floating[::1] x, double[:, ::1] out):
-    """Write the sum, the sum of squares and the largest |x| of each block."""
-    cdef Py_ssize_t b, i, n = x.shape[0]
-    cdef double total, squares
-    cdef floating a, top
+    """Write the sum, the sum of squares and the largest |x| of each block; squares not finite if an element is not."""
+    cdef Py_ssize_t b, start, n = x.shape[0]
     with nogil:
         for b in range(first, last):
-            total = 0
-            squares = 0
-            top = 0
-            for i in range(b * block, min((b + 1) * block, n)):
-                total += x[i]
-                squares += <double>x[i] * x[i]
-                a = size(x[i])
-                top = a if a > top else top
-            out[b, 0] = total
-            out[b, 1] = squares
-            out[b, 2] = top
+            start = b * block
+            sum_moments(&x[start], min(block, n - start), &out[b, 0])
 
 
 cdef inline void pack_block(const floating *x, Py_ssize_t n, floating threshold, uint64_t *plus, uint64_t *minus,
@@ -350,7 +359,8 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
     cdef float t[64]
     cdef float *p = &scratch[0]
     cdef float unit, s, threshold = 0, top, a
-    cdef double total, squares
+    cdef double found[3]
+    cdef double variance
     cdef uint64_t plus, minus, up, stuck
     cdef int m, halvings
     with nogil:
@@ -365,17 +375,10 @@ def accumulate(Py_ssize_t first, Py_ssize_t last, Py_ssize_t block, const float[
                     w = (start + i) >> 6
                     add_residual(&planes[w, bits], scales[b, 1], p + i, min(64, count - i))
             if clip > 0:
-                total = 0
-                squares = 0
-                top = 0
-                for j in range(count):
-                    total += p[j]
-                    squares += <double>p[j] * p[j]
-                    a = size(p[j])
-                    top = a if a > top else top
-                total /= count
-                squares = squares / count - total * total
-                s = clip * <float>root(squares if squares > 0 else 0)
+                sum_moments(p, count, found)
+                variance = found[1] / count - (found[0] / count) ** 2
+                top = <float>found[2]
+                s = clip * <float>root(variance if variance > 0 else 0)
                 s = s if 0 < s and s < top else top
                 for j in range(count):
                     a = s if p[j] > s else p[j]
