@@ -5,8 +5,10 @@ import inspect
 
 import pytest
 
-ROOMS = ("graph", "storage", "storage.passes", "storage.plans", "storage.policies", "datasets", "nn", "nn.checkpointing",
-         "losses", "optim", "optim.compression", "training", "training.phases", "estimators", "evaluate", "plot", "errors")
+ROOMS = ("graph", "storage", "storage.passes", "storage.plans", "storage.policies", "datasets", "nn",
+         "nn.checkpointing", "losses", "optim", "optim.compression", "training", "training.phases", "estimators",
+         "evaluate", "plot", "errors")
+BRIEF = {"nn", "storage.passes", "storage.plans", "storage.policies"}
 # Sections in the wrong order or underlined wrongly, no summary, parameters that do not exist or stand in another order.
 SOUND = {"GL06", "GL07", "SS01", "PR02", "PR03"}
 # No docstring, parameters that are not named, nothing said of what comes back or is yielded, no example.
@@ -19,7 +21,7 @@ def public_names():
         module = importlib.import_module(f"gnncy.{room}")
         # Operations and layers with the names and arguments of PyTorch, and the inner parts of the cold tier, may have
         # a sentence.
-        complete = SOUND | {"GL08"} if room in ("nn", "storage.passes", "storage.plans", "storage.policies") else COMPLETE
+        complete = SOUND | {"GL08"} if room in BRIEF else COMPLETE
         for name in getattr(module, "__all__", ()):
             thing, full = getattr(module, name), f"gnncy.{room}.{name}"
             if inspect.isroutine(thing):
