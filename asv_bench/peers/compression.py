@@ -89,7 +89,7 @@ def held(kind, n, queue):
         for _ in range(8):
             total.accumulate({"w": gradient})
     trim()
-    queue.put((rss() - before, len(total.shapes) if kind == "ternary" else total.size))
+    queue.put(rss() - before)
 
 
 def memory(n):
@@ -100,7 +100,7 @@ def memory(n):
         queue = context.SimpleQueue()
         process = context.Process(target=held, args=(kind, n, queue))
         process.start()
-        grown.append(queue.get()[0])
+        grown.append(queue.get())
         process.join()
     return grown
 
