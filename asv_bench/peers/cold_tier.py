@@ -3,7 +3,7 @@
 Every side runs in a process of its own. Ours and the row reads go past the page cache (``O_DIRECT``); the memory maps
 run in a memory cgroup of the same memory where one can be made. The minibatches are the same for all.
 
-The scratch folder is ``--folder`` or ``GNNCY_BENCH_FOLDER``, the temporary directory by default; up to 16 GB of it are
+The scratch folder is ``GNNCY_BENCH_FOLDER``, the temporary directory by default; up to 16 GB of it are
 used, and freed.
 """
 import contextlib
