@@ -1,7 +1,7 @@
 """Sums and means over neighbours, their gradients, and sparse times dense."""
 import numpy as np
 
-from gnncy._check import check_array, check_choice
+from gnncy._check import check_array, check_choice, check_out
 from gnncy._kernels import spmm as kernels
 from gnncy._threads import run_pieces
 from gnncy.graph.sampler import Block
@@ -168,15 +168,7 @@ def _check_reduce(reduce: str, weighted: bool) -> None:
 
 def _result(n: int, out, x: np.ndarray) -> np.ndarray:
     """The array to write n rows to: ``out``, if it is given and fits."""
-    shape = (n, x.shape[1])
-    if out is None:
-        return np.empty(shape, x.dtype)
-    if not isinstance(out, np.ndarray) or (out.shape, out.dtype) != (shape, x.dtype) or not out.flags.c_contiguous:
-        raise ValueError(f"out must be a C-contiguous array of shape {shape} and dtype {x.dtype}, got "
-                         f"{getattr(out, 'dtype', type(out).__name__)} of shape {getattr(out, 'shape', None)}")
-    if not out.flags.writeable or np.may_share_memory(out, x):
-        raise ValueError("out must be writable and must not overlap the input")
-    return out
+    return check_out(out, (n, x.shape[1]), x.dtype, x)
 
 
 def _product(block: Block, weights, x: np.ndarray, scale: np.ndarray, out=None) -> np.ndarray:

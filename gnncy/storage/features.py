@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from gnncy._check import check_choice, check_ids, check_int
+from gnncy._check import check_choice, check_ids, check_int, check_out
 from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty, read_npy_header
@@ -494,12 +494,7 @@ class FeatureStorage:
         shape = (n, self.dim)
         if out is None:
             return direct_empty(shape, self.dtype) if self.direct else np.empty(shape, self.dtype)
-        if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != self.dtype:
-            raise ValueError(f"out must be an array of shape {shape} and dtype {self.dtype}, got "
-                             f"{getattr(out, 'shape', type(out).__name__)} {getattr(out, 'dtype', '')}")
-        if not out.flags.c_contiguous or not out.flags.writeable:
-            raise ValueError("out must be C-contiguous and writeable")
-        return out
+        return check_out(out, shape, self.dtype)
 
     def _gather(self, rows: np.ndarray, out: np.ndarray, in_flight: int | None = None) -> np.ndarray:
         rows, place = ascending(rows)
