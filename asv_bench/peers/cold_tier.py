@@ -419,7 +419,7 @@ def cold_tier(quick, threads):
 @table
 def cold_tier_memory(quick, threads):
     with scratch() as folder:
-        for cell in cells(quick, threads, *(Cell(8_388_608, 512, share) for share in (0.05, 0.2, 0.3))):
+        for cell in cells(quick, threads, *(Cell(8_388_608, 512, share, 400, 0.005) for share in (0.05, 0.2, 0.3))):
             yield from grid(cell, folder, {"auto": None, "C": 40}, (ROW_READS,), {ROW_READS: 10}, 2 if quick else 10)
 
 

@@ -272,8 +272,8 @@ class GraphEncoder(Estimator):
     def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
         free = {"memory_limit", "n_jobs", "prefetch", "verbose", "checkpoint_dir", "callbacks", "random_state"}
         parameters = {k: v for k, v in self.get_params().items() if k not in free}
-        if parameters["phases"] is None:
-            del parameters["phases"]  # so that folders of releases without it go on
+        if self.phases is None:
+            parameters.pop("phases", None)  # so that folders of releases without it go on
         else:
             parameters["phases"] = self.phases.describe()
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),

@@ -204,11 +204,11 @@ def test_python_m_and_version():
 @pytest.mark.slow
 def test_an_interrupt_leaves_a_good_run_behind(files, tmp_path):
     command = [sys.executable, "-m", "gnncy", "train", str(files / "graph.npz"), "--features", str(files / "x.npy"),
-               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "100"]
+               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "400"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "latest").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command continues" in err
