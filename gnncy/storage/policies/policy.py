@@ -2,7 +2,8 @@
 import numpy as np
 
 from gnncy._check import check_choice, check_float, check_ids, check_int
-from gnncy._kernels.storage import policies as kernels
+from gnncy._kernels.policies import belady, frequency, queues
+from gnncy._kernels.policies.policy import Static as StaticTable
 
 MOST_IDS = 2**32 - 1
 MOST_ROWS = 2**29  # rows and ghosts are numbered by int32
@@ -196,7 +197,7 @@ class Static(Policy):
         super().__init__(len(self.ids))
 
     def _new(self):
-        return kernels.Static(self.ids)
+        return StaticTable(self.ids)
 
     def _check_state(self, state: dict) -> None:
         if not np.isin(state["ids"], self.ids).all():
@@ -229,7 +230,7 @@ class Frequency(Policy):
         super().__init__(capacity)
 
     def _new(self):
-        return kernels.Frequency(self.capacity, self.ghosts if self.capacity else 0)
+        return frequency.Frequency(self.capacity, self.ghosts if self.capacity else 0)
 
     def decay(self, factor: float) -> None:
         """Multiply all counts by ``factor``, at least 1e-6 and at most 1."""
@@ -276,7 +277,7 @@ class LRU(_Linked):
     """
 
     name = "lru"
-    _kernel = kernels.LRU
+    _kernel = queues.LRU
 
 
 class Clock(_Linked):
@@ -292,7 +293,7 @@ class Clock(_Linked):
     """
 
     name = "clock"
-    _kernel = kernels.Clock
+    _kernel = queues.Clock
 
 
 class Sieve(_Linked):
@@ -308,7 +309,7 @@ class Sieve(_Linked):
     """
 
     name = "sieve"
-    _kernel = kernels.Sieve
+    _kernel = queues.Sieve
 
 
 class S3FIFO(_Linked):
@@ -328,7 +329,7 @@ class S3FIFO(_Linked):
     """
 
     name = "s3fifo"
-    _kernel = kernels.S3FIFO
+    _kernel = queues.S3FIFO
 
 
 class Belady(Policy):
@@ -358,7 +359,7 @@ class Belady(Policy):
     """
 
     name = "belady"
-    _kernel = kernels.Belady
+    _kernel = belady.Belady
 
     def foresee(self, ids) -> None:
         """Append accesses, in their order, to the known future. Each is used up by an access of its id."""
