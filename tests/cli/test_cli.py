@@ -205,7 +205,9 @@ def test_python_m_and_version():
 def test_an_interrupt_leaves_a_good_run_behind(files, tmp_path):
     command = [sys.executable, "-m", "gnncy", "train", str(files / "graph.npz"), "--features", str(files / "x.npy"),
                "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "400"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # A job in the background of a shell ignores interrupts, and so would what it starts.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "latest").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
