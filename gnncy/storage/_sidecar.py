@@ -30,10 +30,11 @@ _PROBES = 16
 class Writer:
     """Rows on their way into a new file, in storage order; ``order`` and the checksums go beside it."""
 
-    def __init__(self, file: BlockFile, shape: tuple[int, int], dtype: np.dtype, order: np.ndarray | None):
+    def __init__(self, file: BlockFile, shape: tuple[int, int], dtype: np.dtype, order: np.ndarray | None,
+                 before: checksums.RunningChecksums | None = None):
         self.file, self.shape, self.dtype, self.order = file, shape, dtype, order
         self.row_bytes = shape[1] * dtype.itemsize
-        self._checksums = checksums.RunningChecksums()
+        self._checksums = before or checksums.RunningChecksums()
         self._written = 0
 
     def append(self, start: int, block) -> int:
@@ -83,6 +84,32 @@ def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, fini
             writer = Writer(file, shape, dtype, order)
             yield writer
         _stage(path, writer, finite, zlib.crc32(header))
+    _finish(path)
+
+
+@contextmanager
+def appending(path: Path, file: BlockFile, shape: tuple[int, int], more: int, dtype: np.dtype,
+              order: np.ndarray | None, table: np.ndarray, finite: bool) -> Iterator[Writer]:
+    """Room for ``more`` rows behind those of a file that is open for writing; they are its own when the block ends.
+
+    Until then its header says nothing of them, and what lies behind the rows that it names is nobody's.
+    """
+    size = shape[0] * shape[1] * dtype.itemsize
+    grown = shape[0] + more, shape[1]
+    if order is not None:
+        order = np.concatenate([order, np.arange(shape[0], grown[0])])
+    header = npy_header(grown, dtype)
+    writer = Writer(file, grown, dtype, order, checksums.RunningChecksums(table, size))
+    try:
+        file.reserve(PAGE + grown[0] * shape[1] * dtype.itemsize)
+        yield writer
+        file.sync()
+        _stage(path, writer, finite, zlib.crc32(header))
+    except BaseException:
+        os.ftruncate(file.fd, PAGE + size)
+        raise
+    file.write(header, 0)
+    file.sync()
     _finish(path)
 
 
@@ -150,7 +177,7 @@ def _holds(path: Path, file: BlockFile, size: int) -> bool:
     differs = np.ones(len(wanted), bool)
     with suppress(StorageError):  # the file before may have had no table, or one of another size
         differs = wanted != checksums.load_table(table_file(path), size)
-    probes = np.flatnonzero(differs)
+    probes = np.flatnonzero(differs & (wanted != checksums.UNKNOWN))
     probes = probes[::len(probes) // _PROBES + 1]
     same = checksums.compute(file, PAGE, size, probes) == wanted[probes]
     if same.any() and not same.all():

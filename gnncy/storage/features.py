@@ -17,6 +17,7 @@ from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty, read_npy_header
 from gnncy.storage._sidecar import (
+    appending,
     check_rows,
     invert,
     lock,
@@ -138,7 +139,15 @@ class FeatureStorage:
                 raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
                                    f"and column; reshape it and save it again")
             stride = foreign[1] if foreign else shape[1] * file_dtype.itemsize
-            meta = None if foreign else read_sidecar(self.path, opened, shape, file_dtype, crc)
+            try:
+                meta = None if foreign else read_sidecar(self.path, opened, shape, file_dtype, crc)
+            except StorageError:
+                with open(opened.fd, "rb", closefd=False) as file:
+                    file.seek(0)
+                    if read_npy_header(file, self.path)[3] == crc:
+                        raise
+                opened.close()
+                return False  # rows were appended in the meantime
             if meta is None and writes:
                 what = "file in the reference layout" if foreign else "plain .npy file without its sidecar " + \
                        sidecar_file(self.path).name
@@ -541,6 +550,59 @@ class FeatureStorage:
         if self._written is not None and len(places):
             self._written.mark(places.astype(np.int64) * self._row_bytes, self._row_bytes)
         scatter_rows(file, self._offset, places, rows)
+
+    def append(self, rows, *, chunk_rows: int | None = None) -> np.ndarray:
+        """Add rows of new nodes behind those that are there.
+
+        The file is as it was until all rows are on the disk, and after a crash it is as before or as after. Storages
+        of the file that are open elsewhere go on without the new rows.
+
+        Parameters
+        ----------
+        rows : array-like, shape (k, dim)
+            Anything with a shape whose slices are rows, as for :meth:`from_array`.
+        chunk_rows : int, optional
+            Rows held in memory at a time; about 8 MiB of them by default.
+
+        Returns
+        -------
+        ndarray of int64, shape (k,)
+            Ids of the new nodes, which follow those before. They are stored last, whatever the order.
+
+        Raises
+        ------
+        ValueError
+            If the shape is wrong or a value is not finite in the file's dtype; nothing is changed then.
+        StorageError
+            If the storage was opened read-only, the disk is full, or a write fails.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import FeatureStorage
+        >>> FeatureStorage.from_array(np.eye(2, dtype=np.float32), "grown.npy").close()
+        >>> with FeatureStorage("grown.npy", "r+") as store:
+        ...     store.append([[5, 6], [7, 8]]), store.shape
+        (array([2, 3]), (4, 2))
+        """
+        self._check_writer()
+        rows = rows if hasattr(rows, "shape") else np.asarray(rows)
+        if len(rows.shape) != 2 or rows.shape[1] != self.dim:
+            raise ValueError(f"rows must have shape (k, {self.dim}), got {tuple(rows.shape)}")
+        n, more = self.n_nodes, int(rows.shape[0])
+        if more:
+            self.flush()
+            file, step = self._opened(), _chunk_rows(chunk_rows, self.dim, self.file_dtype)
+            table = (checksums.load_table(table_file(self.path), self.nbytes) if self._summed
+                     else np.full(checksums.n_extents(self.nbytes), checksums.UNKNOWN))
+            with appending(self.path, file, self.shape, more, self.file_dtype, self.order, table,
+                           self.finite_checked) as writer:
+                for start in range(0, more, step):
+                    writer.append(n + start, rows[start:start + step])
+            self._shape = writer.shape
+            self._position = None if writer.order is None else invert(writer.order)
+            self._summed, self._written = True, WrittenExtents(table_file(self.path), self.nbytes)
+        return np.arange(n, n + more)
 
     def flush(self) -> None:
         """Wait until everything written is on the disk (fsync), and sum up the extents it is in."""

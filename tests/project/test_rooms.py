@@ -110,7 +110,8 @@ def test_every_kernel_has_a_caller():
             used |= {part for name in python_imports(path) if name.startswith("gnncy._kernels.")
                      for part in name.split(".")[2:]}
         elif path.suffix == ".pyx":
-            used |= set(re.findall(r"^from gnncy\._kernels\.\w+\.(\w+) cimport", path.read_text(encoding="utf-8"), re.M))
+            text = path.read_text(encoding="utf-8")
+            used |= set(re.findall(r"^from gnncy\._kernels\.\w+\.(\w+) cimport", text, re.M))
     kernels = {path.stem for path in sources() if path.suffix == ".pyx"}
     assert kernels <= used, f"no module imports {', '.join(sorted(kernels - used))}"
 

@@ -87,11 +87,15 @@ def n_extents(size: int) -> int:
 
 
 class RunningChecksums:
-    """Checksums of bytes that come one after the other."""
+    """Checksums of bytes that come one after the other, behind ``size`` bytes whose table is given."""
 
-    def __init__(self) -> None:
-        self._done: list[int] = []
-        self._last, self._filled = 0, 0
+    def __init__(self, before: np.ndarray | None = None, size: int = 0) -> None:
+        known = [] if before is None else before.tolist()
+        self._filled = size % EXTENT
+        self._last = known.pop() if self._filled else 0
+        self._done: list[int] = known
+        self._unknown = len(known) if self._last == UNKNOWN else None
+        self._last = max(self._last, 0)
 
     def add(self, data) -> None:
         """Take the next bytes."""
@@ -108,7 +112,10 @@ class RunningChecksums:
 
     def table(self) -> np.ndarray:
         """Checksum of every extent so far, int64."""
-        return np.array(self._done + [self._last] * (self._filled > 0), np.int64)
+        table = np.array(self._done + [self._last] * (self._filled > 0), np.int64)
+        if self._unknown is not None:
+            table[self._unknown] = UNKNOWN
+        return table
 
 
 def of_zeros(size: int) -> np.ndarray:
