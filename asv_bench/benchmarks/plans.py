@@ -10,7 +10,7 @@ import numpy as np
 from gnncy.storage import FeatureStorage
 from gnncy.storage._blocks import direct_empty, open_direct
 from gnncy.storage.plans import EpochPlan, calibrate, run_plan
-from gnncy.storage.plans.spill import SpillFile
+from gnncy.storage.plans.execution.spill import SpillFile
 
 from . import sized
 

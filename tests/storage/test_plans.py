@@ -22,8 +22,8 @@ from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage import ArrayStorage, FeatureStorage
 from gnncy.storage.plans import DiskModel, EpochPlan, HotRows, peak_memory, run_plan
-from gnncy.storage.plans.repack import RepackBuffers, code_bytes
-from gnncy.storage.plans.spill import SpillFile
+from gnncy.storage.plans.execution.repack import RepackBuffers, code_bytes
+from gnncy.storage.plans.execution.spill import SpillFile
 
 N, DIM = 600, 7
 DISK = DiskModel(20e-6, 2e9, 2e9, threads=4)

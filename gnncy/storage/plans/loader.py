@@ -19,7 +19,7 @@ from gnncy.errors import MemoryLimitError
 from gnncy.graph import NeighborSampler, SampledBatch, as_csr, inclusion_probabilities
 from gnncy.storage.hyperbatch import HyperbatchResult, HyperbatchStatistics
 from gnncy.storage.plans.disk import DEFAULT, DiskModel, calibrate, known_disk
-from gnncy.storage.plans.execute import PlanRun, run_plan
+from gnncy.storage.plans.execution import PlanRun, run_plan
 from gnncy.storage.plans.model import Accesses, Host, check_inclusion, hottest
 from gnncy.storage.plans.plan import PLANS, EpochPlan
 from gnncy.storage.plans.planner import Planner

@@ -14,10 +14,10 @@ from gnncy.errors import MemoryLimitError
 from gnncy.storage._blocks import MAX_RUN, PAGE, IOStatistics
 from gnncy.storage.plans import model
 from gnncy.storage.plans.disk import DEFAULT, DiskModel, calibrate
-from gnncy.storage.plans.execute import RowFile, peak_memory
+from gnncy.storage.plans.execution import RowFile, peak_memory
+from gnncy.storage.plans.execution.repack import CHUNK, IN_FLIGHT
 from gnncy.storage.plans.model import IO, Accesses, Host
 from gnncy.storage.plans.plan import PLANS, EpochPlan
-from gnncy.storage.plans.repack import CHUNK, IN_FLIGHT
 from gnncy.storage.sources import ArrayStorage, as_storage
 
 WRONG = 1.5

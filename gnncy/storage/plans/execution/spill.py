@@ -42,7 +42,7 @@ class SpillFile:
     Examples
     --------
     >>> import os
-    >>> from gnncy.storage.plans.spill import SpillFile
+    >>> from gnncy.storage.plans.execution.spill import SpillFile
     >>> with SpillFile(".", 1 << 20) as spill:
     ...     os.fstat(spill.fd).st_size, os.listdir(".")
     (1048576, [])

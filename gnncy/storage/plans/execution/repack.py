@@ -10,7 +10,7 @@ import numpy as np
 
 from gnncy._kernels.storage import repack as kernels
 from gnncy.storage._blocks import PAGE, IOStatistics, direct_empty, io_error
-from gnncy.storage.plans.spill import SpillFile
+from gnncy.storage.plans.execution.spill import SpillFile
 
 EXTENT = 256 << 10  # bytes of one write, at most
 PIECE = 1 << 20  # bytes of one read of the spill file, and that one thread writes at a time, at most
