@@ -8,7 +8,7 @@ from scipy.sparse import coo_array
 from gnncy.datasets import make_sbm
 from gnncy.evaluate import linear_probe
 from gnncy.graph import normalize
-from gnncy.storage.passes import ColumnTiles, Diffusion, FeatureReducer, propagate, reduced_tiles
+from gnncy.storage.passes import ColumnTiles, Diffusion, FeatureReducer, diffuse_tiles, reduced_tiles
 
 from . import sized
 
@@ -69,7 +69,7 @@ class Propagate(Scratch):
         super().teardown()
 
     def propagate(self):
-        [result] = propagate(self.matrix, self.source, [self.diffusion], self.folder)
+        [result] = diffuse_tiles(self.matrix, self.source, [self.diffusion], self.folder)
         result.close()
 
     def time_propagate(self, diffusion, width):

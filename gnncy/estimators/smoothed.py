@@ -22,7 +22,7 @@ from gnncy.storage.passes import (
     fixed_signs,
     is_sparse,
     iter_nodes,
-    propagate,
+    diffuse_tiles,
     reduced_tiles,
     unit_rows,
 )
@@ -135,7 +135,7 @@ class SmoothedEncoder:
             log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, len(BLOCKS),
                      source.shape[1])
             matrix = propagation_matrix(adjacency, self.propagation_)
-            blocks = propagate(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
+            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
         n, width = blocks[0].shape

@@ -6,7 +6,7 @@ from gnncy._threads import working_threads
 from gnncy.errors import StorageError
 from gnncy.graph import normalize
 from gnncy.storage import FeatureStorage, SparseFeatureStorage
-from gnncy.storage.passes import TILE, ColumnTiles, Diffusion, FeatureReducer, propagate, reduced_tiles, unit_rows
+from gnncy.storage.passes import TILE, ColumnTiles, Diffusion, FeatureReducer, diffuse_tiles, reduced_tiles, unit_rows
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_propagation_is_the_formula(tmp_path, graph):
                 Diffusion("power", 2)]
     with ColumnTiles(tmp_path, *x.shape) as source:
         source.write_rows(0, x)
-        results = [tiles.read_rows(0, 300) for tiles in propagate(graph, source, schedule, tmp_path)]
+        results = [tiles.read_rows(0, 300) for tiles in diffuse_tiles(graph, source, schedule, tmp_path)]
     z = x.astype(np.float64)
     for _ in range(3):
         z = 0.8 * (graph @ z) + 0.2 * x

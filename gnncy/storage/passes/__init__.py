@@ -1,5 +1,5 @@
-"""Passes over all nodes, out of core: reduction of wide features, diffusion over the graph."""
-from gnncy.storage.passes.propagate import Diffusion, propagate
+"""Passes over all nodes, out of core: smoothing over the graph, reduction of wide features."""
+from gnncy.storage.passes.diffuse import Diffusion, diffuse_tiles
 from gnncy.storage.passes.reduce import (
     CHUNK,
     FeatureReducer,
@@ -10,7 +10,8 @@ from gnncy.storage.passes.reduce import (
     reduced_tiles,
     unit_rows,
 )
+from gnncy.storage.passes.stream import PassPlan, propagate, sign_features
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
-__all__ = ["CHUNK", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "chunk_rows", "fixed_signs", "is_sparse",
-           "iter_nodes", "propagate", "reduced_tiles", "unit_rows"]
+__all__ = ["CHUNK", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "PassPlan", "chunk_rows", "diffuse_tiles",
+           "fixed_signs", "is_sparse", "iter_nodes", "propagate", "reduced_tiles", "sign_features", "unit_rows"]

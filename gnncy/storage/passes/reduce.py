@@ -14,7 +14,7 @@ from gnncy._memory import aligned_empty
 from gnncy._random import derive, stream
 from gnncy._threads import run_pieces
 from gnncy.graph import Block, spmm
-from gnncy.storage.passes.propagate import Diffusion
+from gnncy.storage.passes.diffuse import Diffusion
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
 CHUNK = 2**19  # values in a chunk of dense rows: never the memory limit's, so that sums over chunks do not depend on it

@@ -6,11 +6,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gnncy._check import check_choice, check_float, check_int
-from gnncy._threads import run_pieces
 from gnncy.graph import Block, spmm
+from gnncy.storage.passes.smoothing import mix
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
-
-_PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -61,17 +59,7 @@ class Diffusion:
         return out
 
 
-def _mix(z: np.ndarray, x: np.ndarray, alpha: float) -> None:
-    keep, restart = z.dtype.type(1 - alpha), z.dtype.type(alpha)
-
-    def piece(start, stop):
-        z[start:stop] *= keep
-        z[start:stop] += restart * x[start:stop]
-
-    run_pieces(piece, len(z), _PIECE)
-
-
-def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffusion], folder) -> list[ColumnTiles]:
+def diffuse_tiles(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffusion], folder) -> list[ColumnTiles]:
     """Diffuse a matrix that lies on disk; one :class:`ColumnTiles` per diffusion.
 
     Holds four ``n x 16`` arrays, whatever the width. Powers that follow one another continue from the last.
@@ -99,10 +87,10 @@ def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffu
     --------
     >>> import numpy as np
     >>> from scipy.sparse import csr_array
-    >>> from gnncy.storage.passes import Diffusion, propagate, reduced_tiles
+    >>> from gnncy.storage.passes import Diffusion, diffuse_tiles, reduced_tiles
     >>> path = csr_array(np.array([[0, 1, 0], [.5, 0, .5], [0, 1, 0]], np.float32))  # three nodes in a row
     >>> with reduced_tiles(np.eye(3, dtype=np.float32), None, ".") as source:
-    ...     once, twice = propagate(path, source, [Diffusion("power", 1), Diffusion("power", 2)], ".")
+    ...     once, twice = diffuse_tiles(path, source, [Diffusion("power", 1), Diffusion("power", 2)], ".")
     >>> twice.read_rows(0, 3)
     array([[0.5, 0. , 0.5],
            [0. , 1. , 0. ],
@@ -128,5 +116,5 @@ def propagate(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffu
 
 
 def memory_needed(n: int, itemsize: int = 4) -> int:
-    """Bytes that :func:`propagate` holds for ``n`` nodes, beside the matrix."""
+    """Bytes that :func:`diffuse_tiles` holds for ``n`` nodes, beside the matrix."""
     return 4 * n * TILE * itemsize

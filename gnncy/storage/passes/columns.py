@@ -1,0 +1,255 @@
+"""Passes by slabs of columns: a few columns of all rows in memory, over them any number of steps.
+
+Rows are read once and laid down by slabs, each slab is read, smoothed and written back, and the results are lined up in
+rows. A slab is read while the one before is computed and the one before that is written. The first slab is kept in
+memory on its way in and the last on its way out; with a single slab there is no scratch file at all.
+"""
+from collections.abc import Iterator
+from concurrent.futures import Future, wait
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from gnncy._threads import run_pieces
+from gnncy.storage._blocks import PAGE, IOStatistics, ahead, direct_empty
+from gnncy.storage.passes.direct import Scratch, Source, in_background
+from gnncy.storage.passes.smoothing import Smoothing
+
+ALIGN = 1024  # rows of which a chunk is a multiple: whole pages of any slab, and whole pieces of a product
+_EXTENT = 1 << 20  # bytes of a slab in a chunk, at most
+_LINE = 64
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """Slabs for a matrix of ``n`` rows: their columns, their number, and the rows that are turned at a time."""
+
+    n: int
+    dim: int
+    itemsize: int
+    kept: int
+    columns: int
+    slabs: int
+    chunk: int
+    memory: int
+    stays: bool
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of a slab in the scratch file: whole pages."""
+        return -(-self.n * self.columns * self.itemsize // PAGE) * PAGE
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of the scratch file."""
+        return self.slabs * self.kept * self.slab_bytes if self.slabs * self.kept > 1 else 0
+
+    def traffic(self) -> tuple[int, int, int]:
+        """Bytes of the scratch file that are read and written, and operations."""
+        if not self.scratch_bytes:
+            return 0, 0, 0
+        slots, own = self.slabs * self.kept - 1, self.slabs - 1  # the first stays in memory, and so does the last
+        turned = (own + slots) * self.slab_bytes
+        extent = min(self.chunk, self.n) * self.columns * self.itemsize
+        return turned, turned - self.stays * own * self.slab_bytes, turned // min(extent, _EXTENT) + turned // _EXTENT
+
+
+def plan_columns(n: int, dim: int, itemsize: int, kept: int, rooms: int, memory: int,
+                 stays: bool = False) -> ColumnPlan | None:
+    """The widest slabs that fit in ``memory`` bytes; None if not even one column does.
+
+    ``rooms`` are the arrays that computing takes; ``stays`` says whether x itself is among what is kept.
+    """
+    column = n * itemsize
+
+    def held(columns: int, chunk: int) -> int:
+        slabs = -(-dim // columns)
+        if slabs * kept == 1:
+            return rooms * columns * column
+        return max((rooms + 2) * columns * column, (columns * n + 4 * kept * slabs * columns * min(chunk, n)) * itemsize)
+
+    columns = dim
+    if held(dim, ALIGN) > memory:
+        columns = min(dim - 1, memory // ((rooms + 2) * column))
+        line = _LINE // itemsize
+        if columns > line:
+            columns = columns // line * line
+        while columns > 0 and held(columns, ALIGN) > memory:
+            columns -= 1
+    if columns < 1:
+        return None
+    chunk = max(ALIGN, _EXTENT // (columns * itemsize) // ALIGN * ALIGN)
+    while chunk > ALIGN and held(columns, chunk) > memory:
+        chunk -= ALIGN
+    return ColumnPlan(n, dim, itemsize, kept, columns, -(-dim // columns), chunk, held(columns, chunk), stays)
+
+
+def least_memory(n: int, dim: int, itemsize: int, kept: int, rooms: int) -> int:
+    """Bytes with which :func:`plan_columns` finds a plan."""
+    turning = 4 * kept * dim * itemsize * min(ALIGN, n)
+    return max((rooms + 2) * n * itemsize, n * itemsize + turning)
+
+
+def column_rows(source: Source, smoothing: Smoothing, plan: ColumnPlan, folder, direct: bool, disk,
+                stats: IOStatistics) -> Iterator[np.ndarray]:
+    """The kept results side by side, blocks of rows in storage order; a block is overwritten after the next."""
+    with ExitStack() as stack:
+        scratch = None
+        if plan.scratch_bytes:
+            scratch = Scratch(folder, plan.scratch_bytes, direct, disk, stats)
+            stack.callback(scratch.close)
+        slabs = _Slabs(plan, scratch, source.dtype)
+        last = slabs.smooth(smoothing, slabs.spread(source))
+        yield from slabs.lined_up(last)
+
+
+class _Slabs:
+    def __init__(self, plan: ColumnPlan, scratch: Scratch | None, dtype: np.dtype):
+        self.plan, self.scratch, self.dtype = plan, scratch, dtype
+        self.starts = range(0, plan.n, plan.chunk)
+
+    def empty(self, *shape: int) -> np.ndarray:
+        return direct_empty(shape, self.dtype)
+
+    def width(self, slab: int) -> int:
+        """Columns of a slab; the last may hold fewer, and is padded."""
+        return min(self.plan.columns, self.plan.dim - slab * self.plan.columns)
+
+    def offset(self, slab: int, kept: int, row: int = 0) -> int:
+        plan = self.plan
+        return (slab * plan.kept + kept) * plan.slab_bytes + row * plan.columns * plan.itemsize
+
+    def spread(self, source: Source) -> np.ndarray:
+        """Write all slabs but the first, which comes back."""
+        plan = self.plan
+        first = self.empty(plan.n, plan.columns)
+        if plan.slabs == 1:
+            return source.range(0, plan.n, first)
+        rows_of = [self.empty(min(plan.chunk, plan.n), plan.dim) for _ in range(2)]
+        panels_of = [self.empty(plan.slabs, min(plan.chunk, plan.n), plan.columns) for _ in range(2)]
+        for panels in panels_of:
+            panels[-1, :, self.width(plan.slabs - 1):] = 0
+
+        def read(k: int) -> np.ndarray:
+            start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
+            return source.range(start, stop, rows_of[k % 2][:stop - start])
+
+        def write(panels: np.ndarray, start: int, count: int) -> None:
+            for slab in range(1, plan.slabs):
+                self.scratch.write(panels[slab, :count], self.offset(slab, 0, start))
+
+        with _Writes() as writes:
+            for k, rows in enumerate(ahead(read, len(self.starts), 1)):
+                start, panels = self.starts[k], panels_of[k % 2]
+
+                def turn(low: int, high: int, rows=rows, panels=panels, start=start) -> None:
+                    for slab in range(low, high):
+                        columns = rows[:, slab * plan.columns:(slab + 1) * plan.columns]
+                        out = panels[slab, :len(rows)] if slab else first[start:start + len(rows)]
+                        out[:, :columns.shape[1]] = columns
+
+                run_pieces(turn, plan.slabs, 1)
+                writes.begin(write, panels, start, len(rows))
+        return first
+
+    def smooth(self, smoothing: Smoothing, first: np.ndarray) -> np.ndarray:
+        """Replace each slab by its results, and write them, but for the last, which comes back."""
+        plan = self.plan
+        alone = plan.slabs * plan.kept == 1
+        free = [self.empty(plan.n, plan.columns) for _ in range(smoothing.rooms - 1 if alone else smoothing.rooms + 1)]
+
+        def read(slab: int, out: np.ndarray) -> np.ndarray:
+            self.scratch.file.read_range(self.offset(slab, 0), out)
+            return out
+
+        def write(slab: int, kept: int, values: np.ndarray) -> None:
+            try:
+                self.scratch.write(values, self.offset(slab, kept))
+            finally:
+                free.append(values)
+
+        with _Writes() as writes:
+            def take() -> np.ndarray:
+                if not free:
+                    writes.wait()
+                return free.pop()
+
+            x, coming = first, None
+            for slab in range(plan.slabs):
+                if coming is not None:
+                    x = coming.result()
+                coming = writes.watch(in_background(read, slab + 1, take())) if slab + 1 < plan.slabs else None
+                for kept, values in enumerate(smoothing.run(x, take, free.append)):
+                    if (slab, kept) == (plan.slabs - 1, plan.kept - 1):
+                        last = values
+                    elif slab and smoothing.kept[kept] == 0:
+                        free.append(values)  # it is there already
+                    else:
+                        writes.begin(write, slab, kept, values)
+                x = None
+        return last
+
+    def lined_up(self, last: np.ndarray) -> Iterator[np.ndarray]:
+        """Blocks of rows of all results."""
+        plan = self.plan
+        if self.scratch is None:
+            for start in self.starts:
+                yield last[start:start + plan.chunk]
+            return
+        slots, count = plan.slabs * plan.kept, min(plan.chunk, plan.n)
+        panels_of = [self.empty(slots, count, plan.columns) for _ in range(2)]
+        rows_of = [self.empty(count, plan.kept * plan.dim) for _ in range(2)]
+        slot = np.arange(slots - 1)
+
+        def read(k: int) -> np.ndarray:
+            start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
+            panels, rows = panels_of[k % 2], rows_of[k % 2][:stop - start]
+            size = (stop - start) * plan.columns * plan.itemsize
+            self.scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
+                                     np.broadcast_to(np.int64(size), len(slot)),
+                                     slot * count * plan.columns * plan.itemsize, panels)
+
+            def turn(low: int, high: int) -> None:
+                for k in range(low, high):
+                    slab, kept = divmod(k, plan.kept)
+                    panel = panels[k, :stop - start] if k < slots - 1 else last[start:stop]
+                    place = kept * plan.dim + slab * plan.columns
+                    rows[:, place:place + self.width(slab)] = panel[:, :self.width(slab)]
+
+            run_pieces(turn, slots, 1)
+            return rows
+
+        yield from ahead(read, len(self.starts), 1)
+
+
+class _Writes:
+    """Writes in the background, one at a time; all have ended when the block is left."""
+
+    def __init__(self) -> None:
+        self._writing: Future | None = None
+        self._watched: Future | None = None
+
+    def begin(self, call, *arguments) -> None:
+        """Begin a write when the one before has ended."""
+        self.wait()
+        self._writing = in_background(call, *arguments)
+
+    def wait(self) -> None:
+        """Until the write has ended."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def watch(self, future: Future) -> Future:
+        """Another call that must have ended before its arrays go."""
+        self._watched = future
+        return future
+
+    def __enter__(self) -> "_Writes":
+        return self
+
+    def __exit__(self, kind, *exc) -> None:
+        if kind is None:
+            self.wait()
+        wait([future for future in (self._writing, self._watched) if future is not None])

@@ -1,0 +1,211 @@
+"""What passes read and write: rows in storage order, scratch files, results, past the page cache where asked for."""
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from gnncy.storage._blocks import (
+    PAGE,
+    STREAMS,
+    BlockFile,
+    IOStatistics,
+    _waiting_threads,
+    ascending,
+    io_error,
+    open_direct,
+    together,
+    write_all,
+)
+from gnncy.storage._sidecar import Writer, check_rows, writing
+
+_WRITE = 1 << 21  # bytes of one write
+
+
+class DirectWriter:
+    """Writes to an open file past the page cache where bytes and addresses lie on page bounds, else through it."""
+
+    def __init__(self, fd: int, path: Path, direct: bool, stats: IOStatistics):
+        self._fd, self._path, self._stats = fd, path, stats
+        self._direct: int | None = None
+        again = f"/proc/self/fd/{fd}"  # the file may have no name
+        if direct and os.path.exists(again):
+            self._direct = open_direct(again, os.O_WRONLY)
+
+    def write(self, data: np.ndarray, offset: int) -> None:
+        """Write all bytes of a C-contiguous array at ``offset``."""
+        view = data.reshape(-1).view(np.uint8)
+        self._stats.add(bytes_written=len(view), operations=-(-len(view) // _WRITE))
+        whole = 0
+        if self._direct is not None and (offset | view.ctypes.data) % PAGE == 0:
+            whole = len(view) // PAGE * PAGE
+            if not self._write_pages(view[:whole], offset):
+                self.close()
+                whole = 0
+        if whole < len(view):
+            write_all(self._fd, self._path, view[whole:], offset + whole)
+
+    def _write_pages(self, view: np.ndarray, offset: int) -> bool:
+        """Write whole pages, several pieces at a time; False where the file system takes the flag and refuses."""
+        assert self._direct is not None
+        fd, pieces, guard = self._direct, iter(range(0, len(view), _WRITE)), threading.Lock()
+        failures: list[tuple[int, int]] = []
+
+        def work() -> None:
+            while not failures:
+                with guard:
+                    start = next(pieces, None)
+                if start is None:
+                    return
+                part = memoryview(view[start:start + _WRITE])
+                while part:
+                    try:
+                        done = os.pwrite(fd, part, offset + start)
+                    except OSError as error:
+                        failures.append((offset + start, error.errno or errno.EIO))
+                        return
+                    part, start = part[done:], start + done
+
+        together(work, STREAMS, lambda: failures.append((offset, errno.EINTR)))
+        if failures and min(failures)[1] != errno.EINVAL:
+            at, status = min(failures)
+            raise io_error(self._path, status, at, "writing")
+        return not failures
+
+    def close(self) -> None:
+        """Let go of the second descriptor."""
+        if self._direct is not None:
+            os.close(self._direct)
+            self._direct = None
+
+
+class Scratch:
+    """A file without a name, reserved on disk; it is gone with the process however that ends."""
+
+    def __init__(self, folder, size: int, direct: bool, disk, stats: IOStatistics):
+        path = Path(folder) / f".gnncy-pass-{os.getpid()}-{secrets.token_hex(4)}.tmp"
+        self.file = BlockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=direct, disk=disk, stats=stats)
+        try:
+            path.unlink()
+            self.file.reserve(size)
+            self._writer = DirectWriter(self.file.fd, path, direct, stats)
+        except BaseException:
+            self.file.close()
+            raise
+        self.write = self._writer.write
+
+    def close(self) -> None:
+        """Give the space back."""
+        self._writer.close()
+        self.file.close()
+
+
+class Source:
+    """Rows of features by their places in storage order, whatever holds them."""
+
+    def __init__(self, features):
+        self.features = features
+        self.shape: tuple[int, int] = tuple(features.shape)
+        self.dtype = np.dtype(features.dtype)
+        self.order: np.ndarray | None = getattr(features, "order", None)
+        self.bytes_per_row = getattr(features, "row_bytes", self.shape[1] * np.dtype(
+            getattr(features, "file_dtype", self.dtype)).itemsize)
+        self.on_disk = hasattr(features, "path")
+
+    def range(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        """Rows ``start .. stop - 1``."""
+        if hasattr(self.features, "read_rows"):
+            return self.features.read_rows(start, stop, out)
+        ids = np.arange(start, stop) if self.order is None else self.order[start:stop]
+        return self.features.read_batch(ids, out)
+
+    def pick(self, places: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Rows at any places, in the order given."""
+        return self.features.read_batch(places if self.order is None else self.order[places], out)
+
+
+class ScratchRows(Source):
+    """Rows in a scratch file: what one pass leaves for the next."""
+
+    def __init__(self, scratch: Scratch, shape: tuple[int, int], dtype: np.dtype, order: np.ndarray | None):
+        self.scratch, self.shape, self.dtype, self.order = scratch, shape, dtype, order
+        self.bytes_per_row = shape[1] * dtype.itemsize
+        self.on_disk = True
+        self._end = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        """The rows that follow those before."""
+        rows = np.ascontiguousarray(rows, self.dtype)
+        self.scratch.write(rows, self._end * self.bytes_per_row)
+        self._end += len(rows)
+
+    def range(self, start: int, stop: int, out: np.ndarray) -> np.ndarray:
+        self.scratch.file.read_range(start * self.bytes_per_row, out)
+        return out
+
+    def pick(self, places: np.ndarray, out: np.ndarray) -> np.ndarray:
+        rows, place = ascending(places)
+        self.scratch.file.gather(rows * self.bytes_per_row, np.broadcast_to(np.int64(self.bytes_per_row), len(rows)),
+                                 place * self.bytes_per_row, out)
+        return out
+
+    def close(self) -> None:
+        """Give the space back."""
+        self.scratch.close()
+
+
+class Result:
+    """Rows of a new file of features, in storage order; while some are written, their checksums are computed."""
+
+    def __init__(self, writer: Writer, direct: bool, stats: IOStatistics):
+        self._writer, self._next = writer, 0
+        self._file = DirectWriter(writer.file.fd, writer.file.path, direct, stats)
+        self._pending: Future | None = None
+        writer.file = self  # type: ignore[assignment]
+
+    def append(self, rows: np.ndarray) -> None:
+        """The rows that follow those before."""
+        writer = self._writer
+        if rows.dtype != writer.dtype or not np.isfinite(rows.sum()):
+            rows = check_rows(rows, writer.shape[1], writer.dtype, f"the block at row {self._next}")
+        writer.write(self._next, rows)
+        self._next += len(rows)
+        self.wait()
+
+    def write(self, rows: np.ndarray, offset: int) -> None:
+        """Begin to write rows: what the writer asks of its file."""
+        self._pending = in_background(self._file.write, rows, offset)
+
+    def wait(self) -> None:
+        """Until what was begun is written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Let go of the file, whose descriptor is the writer's."""
+        if self._pending is not None:
+            wait([self._pending])
+        self._file.close()
+
+
+@contextmanager
+def result(path, shape: tuple[int, int], dtype, order, overwrite: bool, direct: bool,
+           stats: IOStatistics) -> Iterator[Result]:
+    """A new file of features at ``path``: whole when the block is left, absent if an exception leaves it."""
+    with writing(path, shape, dtype, order, overwrite) as writer:
+        rows = Result(writer, direct, stats)
+        try:
+            yield rows
+        finally:
+            rows.close()
+
+
+def in_background(call: Callable, *arguments) -> Future:
+    """Begin a call that waits for a disk."""
+    return _waiting_threads().submit(call, *arguments)
