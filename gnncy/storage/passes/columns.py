@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from gnncy._kernels.storage import panels
 from gnncy._threads import run_pieces
 from gnncy.storage._blocks import PAGE, IOStatistics, ahead, direct_empty
 from gnncy.storage.passes.direct import Scratch, Source, in_background
@@ -19,6 +21,7 @@ from gnncy.storage.passes.smoothing import Smoothing
 ALIGN = 1024  # rows of which a chunk is a multiple: whole pages of any slab, and whole pieces of a product
 _EXTENT = 1 << 20  # bytes of a slab in a chunk, at most
 _LINE = 64
+_TURNED = 256  # rows that are turned at a time
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ def column_rows(source: Source, smoothing: Smoothing, plan: ColumnPlan, folder, 
         if plan.scratch_bytes:
             scratch = Scratch(folder, plan.scratch_bytes, direct, disk, stats)
             stack.callback(scratch.close)
-        slabs = _Slabs(plan, scratch, source.dtype)
-        last = slabs.smooth(smoothing, slabs.spread(source))
-        yield from slabs.lined_up(last)
+        work = _Slabs(plan, scratch, source.dtype)
+        last = work.smooth(smoothing, work.spread(source))
+        yield from work.lined_up(last)
 
 
 class _Slabs:
@@ -112,45 +115,35 @@ class _Slabs:
     def empty(self, *shape: int) -> np.ndarray:
         return direct_empty(shape, self.dtype)
 
-    def width(self, slab: int) -> int:
-        """Columns of a slab; the last may hold fewer, and is padded."""
-        return min(self.plan.columns, self.plan.dim - slab * self.plan.columns)
-
     def offset(self, slab: int, kept: int, row: int = 0) -> int:
         plan = self.plan
         return (slab * plan.kept + kept) * plan.slab_bytes + row * plan.columns * plan.itemsize
 
     def spread(self, source: Source) -> np.ndarray:
         """Write all slabs but the first, which comes back."""
-        plan = self.plan
+        plan, scratch = self.plan, self.scratch
         first = self.empty(plan.n, plan.columns)
-        if plan.slabs == 1:
+        if plan.slabs == 1 or scratch is None:
             return source.range(0, plan.n, first)
         rows_of = [self.empty(min(plan.chunk, plan.n), plan.dim) for _ in range(2)]
         panels_of = [self.empty(plan.slabs, min(plan.chunk, plan.n), plan.columns) for _ in range(2)]
-        for panels in panels_of:
-            panels[-1, :, self.width(plan.slabs - 1):] = 0
+        for slabs in panels_of:
+            slabs[-1, :, plan.dim - (plan.slabs - 1) * plan.columns:] = 0
 
         def read(k: int) -> np.ndarray:
             start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
             return source.range(start, stop, rows_of[k % 2][:stop - start])
 
-        def write(panels: np.ndarray, start: int, count: int) -> None:
+        def write(slabs: np.ndarray, start: int, count: int) -> None:
             for slab in range(1, plan.slabs):
-                self.scratch.write(panels[slab, :count], self.offset(slab, 0, start))
+                scratch.write(slabs[slab, :count], self.offset(slab, 0, start))
 
         with _Writes() as writes:
             for k, rows in enumerate(ahead(read, len(self.starts), 1)):
-                start, panels = self.starts[k], panels_of[k % 2]
-
-                def turn(low: int, high: int, rows=rows, panels=panels, start=start) -> None:
-                    for slab in range(low, high):
-                        columns = rows[:, slab * plan.columns:(slab + 1) * plan.columns]
-                        out = panels[slab, :len(rows)] if slab else first[start:start + len(rows)]
-                        out[:, :columns.shape[1]] = columns
-
-                run_pieces(turn, plan.slabs, 1)
-                writes.begin(write, panels, start, len(rows))
+                start, slabs = self.starts[k], panels_of[k % 2]
+                run_pieces(partial(panels.cut, _bytes(rows), _bytes(slabs)), len(rows), _TURNED)
+                first[start:start + len(rows)] = slabs[0, :len(rows)]
+                writes.begin(write, slabs, start, len(rows))
         return first
 
     def smooth(self, smoothing: Smoothing, first: np.ndarray) -> np.ndarray:
@@ -160,10 +153,12 @@ class _Slabs:
         free = [self.empty(plan.n, plan.columns) for _ in range(smoothing.rooms - 1 if alone else smoothing.rooms + 1)]
 
         def read(slab: int, out: np.ndarray) -> np.ndarray:
+            assert self.scratch is not None
             self.scratch.file.read_range(self.offset(slab, 0), out)
             return out
 
         def write(slab: int, kept: int, values: np.ndarray) -> None:
+            assert self.scratch is not None
             try:
                 self.scratch.write(values, self.offset(slab, kept))
             finally:
@@ -197,30 +192,27 @@ class _Slabs:
             for start in self.starts:
                 yield last[start:start + plan.chunk]
             return
-        slots, count = plan.slabs * plan.kept, min(plan.chunk, plan.n)
-        panels_of = [self.empty(slots, count, plan.columns) for _ in range(2)]
-        rows_of = [self.empty(count, plan.kept * plan.dim) for _ in range(2)]
+        scratch, slots, count = self.scratch, plan.slabs * plan.kept, min(plan.chunk, plan.n)
+        slabs_of = [self.empty(plan.slabs, plan.kept, count, plan.columns) for _ in range(2)]
+        rows_of = [self.empty(count, plan.kept, plan.dim) for _ in range(2)]
         slot = np.arange(slots - 1)
 
         def read(k: int) -> np.ndarray:
             start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
-            panels, rows = panels_of[k % 2], rows_of[k % 2][:stop - start]
+            slabs, rows = slabs_of[k % 2], rows_of[k % 2][:stop - start]
             size = (stop - start) * plan.columns * plan.itemsize
-            self.scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
-                                     np.broadcast_to(np.int64(size), len(slot)),
-                                     slot * count * plan.columns * plan.itemsize, panels)
-
-            def turn(low: int, high: int) -> None:
-                for k in range(low, high):
-                    slab, kept = divmod(k, plan.kept)
-                    panel = panels[k, :stop - start] if k < slots - 1 else last[start:stop]
-                    place = kept * plan.dim + slab * plan.columns
-                    rows[:, place:place + self.width(slab)] = panel[:, :self.width(slab)]
-
-            run_pieces(turn, slots, 1)
-            return rows
+            scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
+                                np.broadcast_to(np.int64(size), len(slot)),
+                                slot * count * plan.columns * plan.itemsize, slabs)
+            slabs[-1, -1, :stop - start] = last[start:stop]
+            run_pieces(partial(panels.line_up, _bytes(slabs), _bytes(rows)), len(rows), _TURNED)
+            return rows.reshape(len(rows), plan.kept * plan.dim)
 
         yield from ahead(read, len(self.starts), 1)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.view(np.uint8)
 
 
 class _Writes:

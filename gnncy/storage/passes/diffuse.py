@@ -54,7 +54,7 @@ class Diffusion:
         for _ in range(self.steps):
             spmm(matrix, source, out=target)
             if self.kind == "appnp":
-                _mix(target, x, self.alpha)
+                mix(target, x, self.alpha)
             source, target = target, source
         return out
 

@@ -60,8 +60,8 @@ class PassPlan:
 
     def __str__(self) -> str:
         return (f"by {self.method}: {format_bytes(self.bytes_read)} read, {format_bytes(self.bytes_written)} written, "
-                f"{self.operations} operations, {self.seconds:.3g} s of the disk, {format_bytes(self.memory)} of memory, "
-                f"{format_bytes(self.scratch)} of scratch")
+                f"{self.operations} operations, {self.seconds:.3g} s of the disk, {format_bytes(self.memory)} of "
+                f"memory, {format_bytes(self.scratch)} of scratch")
 
 
 def propagate(adjacency, features, k: int, *, out, normalization: str | None = "sym", self_loops: float = 1.0,

@@ -23,7 +23,7 @@ class WindowPlan:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows ``start .. stop - 1``, their arcs and the gathered rows of all sources, with ``own`` their own rows first."""
+    """Rows ``start .. stop - 1``: their arcs, and the rows of all sources; with ``own`` theirs come first."""
 
     start: int
     stop: int
