@@ -19,10 +19,10 @@ from gnncy.storage.passes import (
     Diffusion,
     FeatureReducer,
     chunk_rows,
+    diffuse_tiles,
     fixed_signs,
     is_sparse,
     iter_nodes,
-    diffuse_tiles,
     reduced_tiles,
     unit_rows,
 )

@@ -5,9 +5,10 @@ from gnncy.storage.hotset import AdaptiveHotset, HotsetStatistics
 from gnncy.storage.hyperbatch import HyperbatchConfig, HyperbatchIterator, HyperbatchResult, HyperbatchStatistics
 from gnncy.storage.layout import VerifyReport
 from gnncy.storage.plans.loader import ColdTierLoader
+from gnncy.storage.quantized import QuantizedFeatureStorage
 from gnncy.storage.sources import ArrayStorage, as_storage
 from gnncy.storage.sparse import SparseFeatureStorage
 
 __all__ = ["AdaptiveHotset", "ArrayStorage", "ColdTierLoader", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig",
-           "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics", "SparseFeatureStorage",
-           "VerifyReport", "as_storage"]
+           "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics",
+           "QuantizedFeatureStorage", "SparseFeatureStorage", "VerifyReport", "as_storage"]

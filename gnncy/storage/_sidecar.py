@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,15 +31,15 @@ class Writer:
     """Rows on their way into a new file, in storage order; ``order`` and the checksums go beside it."""
 
     def __init__(self, file: BlockFile, shape: tuple[int, int], dtype: np.dtype, order: np.ndarray | None,
-                 before: checksums.RunningChecksums | None = None):
-        self.file, self.shape, self.dtype, self.order = file, shape, dtype, order
+                 encode: Callable[..., np.ndarray], before: checksums.RunningChecksums | None = None):
+        self.file, self.shape, self.dtype, self.order, self.encode = file, shape, dtype, order, encode
         self.row_bytes = shape[1] * dtype.itemsize
         self._checksums = before or checksums.RunningChecksums()
         self._written = 0
 
     def append(self, start: int, block) -> int:
         """Check, convert and write rows; returns how many there were."""
-        rows = check_rows(block, self.shape[1], self.dtype, f"the block at row {start}")
+        rows = self.encode(block, self.shape[1], self.dtype, f"the block at row {start}")
         if start + len(rows) > self.shape[0]:
             raise ValueError(f"blocks hold at least {start + len(rows)} rows, shape {self.shape} needs {self.shape[0]}")
         self.write(start, rows)
@@ -60,13 +60,14 @@ class Writer:
 
 @contextmanager
 def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, finite: bool = True,
-            owned: bool = False) -> Iterator[Writer]:
+            owned: bool = False, encode: Callable[..., np.ndarray] | None = None) -> Iterator[Writer]:
     """A new file, reserved on disk, for rows to be written to; it and what lies beside it appear at the end.
 
-    ``owned`` replaces a file that the caller has open for writing.
+    ``owned`` replaces a file that the caller has open for writing. ``encode`` makes rows of the file of what is given,
+    as :func:`check_rows` does where there is none.
     """
     path = Path(path)
-    dtype = check_file_dtype(dtype)
+    dtype = check_file_dtype(dtype) if encode is None else np.dtype(dtype)
     if shape[0] * shape[1] * dtype.itemsize >= 1 << 62:
         raise ValueError(f"shape {shape} of {dtype} is more than a file can hold")
     order = None if order is None else check_order(order, shape[0], "order")
@@ -81,7 +82,7 @@ def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, fini
             file.path = path  # the one that errors shall name
             file.reserve(PAGE + shape[0] * shape[1] * dtype.itemsize)
             file.write(header, 0)
-            writer = Writer(file, shape, dtype, order)
+            writer = Writer(file, shape, dtype, order, encode or check_rows)
             yield writer
         _stage(path, writer, finite, zlib.crc32(header))
     _finish(path)
@@ -99,7 +100,7 @@ def appending(path: Path, file: BlockFile, shape: tuple[int, int], more: int, dt
     if order is not None:
         order = np.concatenate([order, np.arange(shape[0], grown[0])])
     header = npy_header(grown, dtype)
-    writer = Writer(file, grown, dtype, order, checksums.RunningChecksums(table, size))
+    writer = Writer(file, grown, dtype, order, check_rows, checksums.RunningChecksums(table, size))
     try:
         file.reserve(PAGE + grown[0] * shape[1] * dtype.itemsize)
         yield writer

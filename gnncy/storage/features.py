@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_choice, check_ids, check_int, check_out
+from gnncy._kernels import narrow
 from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty, read_npy_header
@@ -132,9 +133,7 @@ class FeatureStorage:
                 foreign = read_reference(file, self.path)
                 shape, file_dtype, offset, crc = ((foreign[0], np.dtype("<f4"), HEADER, 0) if foreign
                                                   else read_npy_header(file, self.path))
-            if file_dtype.kind != "f" or file_dtype.itemsize > 8:
-                raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; copy "
-                                   f"it with FeatureStorage.from_array(np.load(path, mmap_mode='r'), new_path)")
+            self._check_form(file_dtype, shape)
             if len(shape) != 2 or 0 in shape:
                 raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
                                    f"and column; reshape it and save it again")
@@ -163,12 +162,35 @@ class FeatureStorage:
             opened.close()
             raise
         self._file, self._pid = opened, os.getpid()
-        self._shape, self.file_dtype, self._offset, self._position = shape, file_dtype, offset, position
+        self._columns, self.file_dtype, self._offset, self._position = shape[1], file_dtype, offset, position
+        self._shape = shape[0], shape[1] - self._EXTRA
         self.dtype = np.dtype(np.float64 if file_dtype.itemsize == 8 else np.float32)
         self.finite_checked = bool(meta and meta["finite"])
         self._row_bytes, self._stride = shape[1] * file_dtype.itemsize, stride
         self._summed, self._written = summed, written
         return True
+
+    # How rows lie in the file, which a subclass may change
+
+    _EXTRA = 0  # columns of the file beside those of a row
+
+    def _check_form(self, file_dtype: np.dtype, shape) -> None:
+        if file_dtype.kind != "f" or file_dtype.itemsize > 8:
+            raise StorageError(f"{self.path}: rows of dtype {file_dtype}, need float16, float32 or float64; copy "
+                               f"it with FeatureStorage.from_array(np.load(path, mmap_mode='r'), new_path)")
+
+    @classmethod
+    def _writing(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
+        return writing(path, shape, dtype, order, overwrite)
+
+    _encode = staticmethod(check_rows)
+
+    def _decode(self, stored: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
+        """Write rows as they are in the file to places of ``out``."""
+        if stored.dtype == np.float16:
+            narrow.widen(stored.view(np.uint16), places, out.view(np.uint32))
+        else:
+            out[places] = stored
 
     # Making one
 
@@ -203,7 +225,7 @@ class FeatureStorage:
             If the disk is full, or the file to replace is open for writing.
         """
         shape = (check_int(n_nodes, "n_nodes", 1), check_int(dim, "dim", 1))
-        with writing(path, shape, dtype, order, overwrite):
+        with cls._writing(path, shape, dtype, order, overwrite):
             pass
         return cls(path, "r+")
 
@@ -246,15 +268,15 @@ class FeatureStorage:
         if chunk_rows is None and order is not None:
             # So that the parts of a large file's tiles in a chunk do not become small writes.
             step = max(step, math.isqrt(shape[0] * GOOD_RUN // (shape[1] * np.dtype(dtype).itemsize)))
-        with writing(path, shape, dtype, order, overwrite) as writer:
+        with cls._writing(path, shape, dtype, order, overwrite) as writer:
             given = writer.order
             if given is None or _in_memory(array):
                 for start in range(0, shape[0], step):
                     writer.append(start, array[start:start + step] if given is None
                                   else array[given[start:start + step]])
             else:
-                permute_rows(writer, lambda start, stop: check_rows(array[start:stop], shape[1], writer.dtype,
-                                                                    f"the block at row {start}"),
+                permute_rows(writer, lambda start, stop: writer.encode(array[start:stop], writer.shape[1], writer.dtype,
+                                                                       f"the block at row {start}"),
                              lambda start, stop: given[start:stop], step)
         return cls(path)
 
@@ -280,7 +302,7 @@ class FeatureStorage:
         """
         _check_shape(shape, "shape")
         shape = check_int(shape[0], "shape", 1), check_int(shape[1], "shape", 1)
-        with writing(path, shape, dtype, order, overwrite) as writer:
+        with cls._writing(path, shape, dtype, order, overwrite) as writer:
             start = 0
             for block in blocks:
                 start += writer.append(start, block)
@@ -376,7 +398,7 @@ class FeatureStorage:
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.mode
         order = "" if self._position is None else ", ordered"
-        return (f"FeatureStorage({str(self.path)!r}, {self.n_nodes} x {self.dim} {self.file_dtype.name}{order}, "
+        return (f"{type(self).__name__}({str(self.path)!r}, {self.n_nodes} x {self.dim} {self.file_dtype.name}{order}, "
                 f"{format_bytes(self.nbytes)}, {state})")
 
     # Reading
@@ -422,7 +444,8 @@ class FeatureStorage:
         for low in range(start, stop, step):
             rows = out[low - start:low - start + step]
             if narrow:
-                rows[...] = self._stored(low, np.empty(rows.shape, self.file_dtype))
+                stored = self._stored(low, np.empty((len(rows), self._columns), self.file_dtype))
+                self._decode(stored, rows, np.arange(len(rows)))
             else:
                 self._stored(low, rows)
         return out
@@ -512,9 +535,9 @@ class FeatureStorage:
         for low in range(0, len(rows), step):
             some, own = rows[low:low + step], place[low:low + step]
             if narrow:
-                target = np.empty((len(some), self.dim), self.file_dtype)
-                self._read_places(some, np.arange(len(some)), target, in_flight)
-                out[own] = target
+                stored = np.empty((len(some), self._columns), self.file_dtype)
+                self._read_places(some, np.arange(len(some)), stored, in_flight)
+                self._decode(stored, out, own)
             else:
                 self._read_places(some, own, out, in_flight)
         return out
@@ -541,7 +564,7 @@ class FeatureStorage:
         if isinstance(ids, (int, np.integer)):
             ids, rows = [ids], np.asarray(rows)[None]
         ids = check_ids(ids, self.n_nodes, "ids")
-        rows = check_rows(rows, self.dim, self.file_dtype, "rows")
+        rows = self._encode(rows, self._columns, self.file_dtype, "rows")
         if len(rows) != len(ids):
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
         places = ids if self._position is None else self._position[ids]
@@ -719,8 +742,9 @@ class FeatureStorage:
         if self._writer == os.getpid():
             self.flush()
         native = self.file_dtype.newbyteorder("<")
-        with writing(target, self.shape, native, order, overwrite or path is None, finite=self.finite_checked,
-                     owned=here and self._writer == os.getpid()) as writer:
+        with writing(target, (self.n_nodes, self._columns), native, order, overwrite or path is None,
+                     finite=self.finite_checked, owned=here and self._writer == os.getpid(),
+                     encode=check_rows) as writer:
             wanted, position = writer.order, self._position
 
             def source(start: int, stop: int) -> np.ndarray:
@@ -731,7 +755,7 @@ class FeatureStorage:
                 pick_rows(writer, self._read_places, source, rows)
             else:
                 permute_rows(writer, lambda start, stop: self._stored(start, np.empty(
-                    (stop - start, self.dim), self.file_dtype)).astype(native, copy=False), source, rows)
+                    (stop - start, self._columns), self.file_dtype)).astype(native, copy=False), source, rows)
         if not here:
             return type(self)(target)
         file, self._file = self._file, None
@@ -791,12 +815,12 @@ class FeatureStorage:
             self.close()
 
     def __reduce__(self):
-        return _reopen, (os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, "direct": self._direct,
+        return _reopen, (type(self), os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, "direct": self._direct,
                                                                  "disk": self._disk})
 
 
-def _reopen(path, mode, options):
-    return FeatureStorage(path, mode, **options)
+def _reopen(kind, path, mode, options):
+    return kind(path, mode, **options)
 
 
 def _check_shape(shape, name: str) -> None:

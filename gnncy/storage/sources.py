@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 from gnncy._check import check_ids
 from gnncy.storage.features import FeatureStorage
+from gnncy.storage.quantized import QuantizedFeatureStorage, is_quantized
 from gnncy.storage.sparse import SparseFeatureStorage
 
 
@@ -76,7 +77,7 @@ def as_storage(features):
     ----------
     features : storage, path-like, sparse array or array-like
         A storage and a sparse array come back as they are; a path is opened (a directory as
-        :class:`SparseFeatureStorage`, a file as :class:`FeatureStorage`) and is the caller's to close; anything else
+        :class:`SparseFeatureStorage`, a file as :class:`FeatureStorage` or :class:`QuantizedFeatureStorage`) and is the caller's to close; anything else
         is taken for a dense array.
 
     Returns
@@ -102,7 +103,9 @@ def as_storage(features):
     if isinstance(features, (FeatureStorage, SparseFeatureStorage, ArrayStorage)) or sp.issparse(features):
         return features
     if isinstance(features, (str, os.PathLike)):
-        return SparseFeatureStorage(features) if Path(features).is_dir() else FeatureStorage(features)
+        if Path(features).is_dir():
+            return SparseFeatureStorage(features)
+        return QuantizedFeatureStorage(features) if is_quantized(features) else FeatureStorage(features)
     if all(hasattr(features, name) for name in ("read_batch", "shape", "dtype")):
         return features
     return ArrayStorage(np.asarray(features))

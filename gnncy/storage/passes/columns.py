@@ -4,7 +4,7 @@ Rows are read once and laid down by slabs, each slab is read, smoothed and writt
 rows. A slab is read while the one before is computed and the one before that is written. The first slab is kept in
 memory on its way in and the last on its way out; with a single slab there is no scratch file at all.
 """
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -70,7 +70,8 @@ def plan_columns(n: int, dim: int, itemsize: int, kept: int, rooms: int, memory:
         slabs = -(-dim // columns)
         if slabs * kept == 1:
             return rooms * columns * column
-        return max((rooms + 2) * columns * column, (columns * n + 4 * kept * slabs * columns * min(chunk, n)) * itemsize)
+        turning = 4 * kept * slabs * columns * min(chunk, n) * itemsize
+        return max((rooms + 2) * columns * column, columns * column + turning)
 
     columns = dim
     if held(dim, ALIGN) > memory:
@@ -95,7 +96,7 @@ def least_memory(n: int, dim: int, itemsize: int, kept: int, rooms: int) -> int:
 
 
 def column_rows(source: Source, smoothing: Smoothing, plan: ColumnPlan, folder, direct: bool, disk,
-                stats: IOStatistics) -> Iterator[np.ndarray]:
+                stats: IOStatistics) -> Generator[np.ndarray, None, None]:
     """The kept results side by side, blocks of rows in storage order; a block is overwritten after the next."""
     with ExitStack() as stack:
         scratch = None
@@ -170,10 +171,12 @@ class _Slabs:
                     writes.wait()
                 return free.pop()
 
-            x, coming = first, None
+            x: np.ndarray | None = first
+            coming: Future | None = None
             for slab in range(plan.slabs):
                 if coming is not None:
                     x = coming.result()
+                assert x is not None
                 coming = writes.watch(in_background(read, slab + 1, take())) if slab + 1 < plan.slabs else None
                 for kept, values in enumerate(smoothing.run(x, take, free.append)):
                     if (slab, kept) == (plan.slabs - 1, plan.kept - 1):

@@ -62,7 +62,7 @@ class DirectWriter:
                     start = next(pieces, None)
                 if start is None:
                     return
-                part = memoryview(view[start:start + _WRITE])
+                part = view[start:start + _WRITE].data
                 while part:
                     try:
                         done = os.pwrite(fd, part, offset + start)

@@ -1,6 +1,6 @@
 """Features smoothed over a graph, from disk to disk, when neither they nor the result fit in memory."""
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -306,7 +306,7 @@ def _costed(method, read, written, operations, disk, memory, scratch, layout) ->
 
 
 def smoothed_rows(source: Source, smoothing: Smoothing, plan: PassPlan, folder, direct: bool, disk,
-                  stats: IOStatistics) -> Iterator[np.ndarray]:
+                  stats: IOStatistics) -> Generator[np.ndarray, None, None]:
     """Blocks of rows of the kept results side by side, in storage order; one is overwritten after the next."""
     if isinstance(plan.layout, ColumnPlan):
         return column_rows(source, smoothing, plan.layout, folder, direct, disk, stats)
@@ -314,7 +314,7 @@ def smoothed_rows(source: Source, smoothing: Smoothing, plan: PassPlan, folder, 
 
 
 def _window_rows(source: Source, smoothing: Smoothing, plan: WindowPlan, folder, direct, disk,
-                 stats: IOStatistics) -> Iterator[np.ndarray]:
+                 stats: IOStatistics) -> Generator[np.ndarray, None, None]:
     n, dim = source.shape
     stores: dict[int, Source] = {0: source}
     with ExitStack() as stack:

@@ -1,0 +1,1 @@
+"""Float kernels of the storage room."""
