@@ -6,6 +6,7 @@ from gnncy.nn.conv import *  # noqa: F403
 from gnncy.nn.conv import __all__ as _conv
 from gnncy.nn.encoders import Projected, ResidualMLP
 from gnncy.nn.gradcheck import check_gradient
+from gnncy.nn.inference import infer
 from gnncy.nn.layers import *  # noqa: F403
 from gnncy.nn.layers import __all__ as _layers
 from gnncy.nn.modules import *  # noqa: F403
@@ -15,4 +16,4 @@ from gnncy.nn.ops import __all__ as _ops
 from gnncy.nn.tensor import Operation, Parameter, Tensor, no_grad
 
 __all__ = ["Operation", "Parameter", "Projected", "RecomputationPolicy", "ResidualMLP", "Tensor", "check_gradient",
-           "checkpoint", "checkpoint_sequential", "no_grad", *_attention, *_conv, *_layers, *_modules, *_ops]
+           "checkpoint", "checkpoint_sequential", "infer", "no_grad", *_attention, *_conv, *_layers, *_modules, *_ops]

@@ -109,7 +109,11 @@ class GATConv(_Attention):
 
     def forward(self, adjacency, x) -> Tensor:
         block, x, _ = self._begin(adjacency, x)
-        values = self._split(self.linear(x))
+        return self.attend(block, self.linear(x))
+
+    def attend(self, block: Block, values: Tensor) -> Tensor:
+        """The layer from the sources' rows times the matrix on, for a graph with its loops."""
+        values = self._split(values)
         targets = values if block.n_dst == block.n_src else values[:block.n_dst]
         scores = ops.arc_add(block, (targets * self.vector_target).sum(-1), (values * self.vector_source).sum(-1))
         if self.weighted:
@@ -159,8 +163,12 @@ class GATv2Conv(_Attention):
 
     def forward(self, adjacency, x) -> Tensor:
         block, x, own = self._begin(adjacency, x)
-        values = self._split(self.source(x))
-        scores = ops.arc_scores(block, self._split(self.target(own)), values, self.vector, self.weight_arc, self.slope)
+        return self.attend(block, self.target(own), self.source(x))
+
+    def attend(self, block: Block, targets: Tensor, values: Tensor) -> Tensor:
+        """The layer from the products of targets and sources on, for a graph with its loops."""
+        values = self._split(values)
+        scores = ops.arc_scores(block, self._split(targets), values, self.vector, self.weight_arc, self.slope)
         return self._end(block, scores, values)
 
 
@@ -202,9 +210,12 @@ class NeighborAttention(GraphModule):
         block, x = as_block(adjacency), x if isinstance(x, Tensor) else Tensor(x)
         check_rows(block, x, self.features)
         own = x if block.n_dst == block.n_src else x[:block.n_dst]
+        return self.attend(block, self.query(own), self.key(x), self.value(x))
+
+    def attend(self, block: Block, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The layer from queries, keys and values on."""
         width = self.features // self.heads
-        query, key, value = (layer(rows).reshape(rows.shape[0], self.heads, width) for layer, rows in
-                             ((self.query, own), (self.key, x), (self.value, x)))
+        query, key, value = (rows.reshape(rows.shape[0], self.heads, width) for rows in (query, key, value))
         scores = ops.arc_dot(block, query, key) * width**-0.5
         out = ops.arc_combine(block, ops.segment_softmax(scores, block.indptr), value)
         return self.out(out.reshape(block.n_dst, self.features))

@@ -183,6 +183,11 @@ class FeatureStorage:
     def _writing(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
         return writing(path, shape, dtype, order, overwrite)
 
+    @classmethod
+    def _given(cls, path) -> "FeatureStorage":
+        """The file that is to be converted."""
+        return cls(path)
+
     _encode = staticmethod(check_rows)
 
     def _decode(self, stored: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
@@ -349,7 +354,7 @@ class FeatureStorage:
         ...     store.verify().ok
         True
         """
-        with cls(path) as source:
+        with cls._given(path) as source:
             new_path = path if new_path is None else new_path
             overwrite = overwrite or os.path.exists(new_path) and os.path.samefile(path, new_path)
             return cls.from_array(source, new_path, order=order, dtype=dtype, chunk_rows=chunk_rows,
@@ -815,8 +820,8 @@ class FeatureStorage:
             self.close()
 
     def __reduce__(self):
-        return _reopen, (type(self), os.path.abspath(self.path), self.mode, {"io_threads": self.io_threads, "direct": self._direct,
-                                                                 "disk": self._disk})
+        options = {"io_threads": self.io_threads, "direct": self._direct, "disk": self._disk}
+        return _reopen, (type(self), os.path.abspath(self.path), self.mode, options)
 
 
 def _reopen(kind, path, mode, options):

@@ -22,10 +22,11 @@ class QuantizedFeatureStorage(FeatureStorage):
 
     .. math:: s = \max_j |x_j| / 127 \qquad q_j = \mathrm{round}(x_j / s) \qquad x_j \approx s\, q_j
 
-    with ties to even, so that :math:`|x_j - s q_j| \le s / 2`, which is 0.4 % of the row's largest value. Rows of
-    zeros and values of +-max stay what they are (to float32's rounding). Rows lie in a standard ``.npy`` file of int8, of
-    shape (n, 4 + d): the bytes of the little-endian scale, then the values, so that one read brings both. All else is as
-    in :class:`FeatureStorage`: files beside it, order, checksums, reads; the arithmetic of whoever reads is float32.
+    with ties to even, so that :math:`|x_j - s q_j| \le s / 2`, which is 0.4 % of the row's largest value; a row of
+    zeros stays one. Rows lie in a standard ``.npy`` file of int8, of shape (n, 4 + d): the bytes of the little-endian
+    scale, then the values, so that one read brings both. All else is as in :class:`FeatureStorage`: the files beside
+    it, the order of rows, checksums, writing in place; a ``dtype=`` has no effect. Arithmetic on rows that were read is
+    float32.
 
     Parameters
     ----------
@@ -45,11 +46,11 @@ class QuantizedFeatureStorage(FeatureStorage):
     --------
     >>> import numpy as np
     >>> from gnncy.storage import QuantizedFeatureStorage
-    >>> x = np.array([[1, -0.5, 0.25], [0, 0, 0], [127, 64, -3]], np.float32)
+    >>> x = np.array([[1, -0.3, 0.25], [0, 0, 0], [127, 64, -3]], np.float32)
     >>> with QuantizedFeatureStorage.from_array(x, "small.npy") as store:
     ...     store.read_batch([2, 0]).round(3)
     array([[127.   ,  64.   ,  -3.   ],
-           [  1.   ,  -0.504,   0.252]], dtype=float32)
+           [  1.   ,  -0.299,   0.252]], dtype=float32)
     >>> np.load("small.npy").shape
     (3, 7)
     """
@@ -58,8 +59,12 @@ class QuantizedFeatureStorage(FeatureStorage):
 
     def _check_form(self, file_dtype: np.dtype, shape) -> None:
         if file_dtype != np.int8 or len(shape) != 2 or shape[1] <= _SCALE or not sidecar_file(self.path).exists():
-            raise StorageError(f"{self.path}: not a file of quantised rows ({file_dtype}, shape {shape}); make one with "
-                               f"QuantizedFeatureStorage.convert(path, new_path), or open it with FeatureStorage")
+            raise StorageError(f"{self.path}: not a file of quantised rows ({file_dtype}, shape {shape}); make one "
+                               f"with QuantizedFeatureStorage.convert(path, new_path), or open it with FeatureStorage")
+
+    @classmethod
+    def _given(cls, path) -> FeatureStorage:
+        return cls(path) if is_quantized(path) else FeatureStorage(path)
 
     @classmethod
     def _writing(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):

@@ -40,16 +40,17 @@ class Costs:
     target: int
 
 
-def plan_windows(graph: Block, own: bool, row_bytes: int, costs: Costs, memory: int, gap: float) -> WindowPlan | None:
+def plan_windows(graph: Block, own: bool, row_bytes: int, costs: Costs, memory: int, gap: float,
+                 span: tuple[int, int] | None = None) -> WindowPlan | None:
     """Cut all rows into windows of which two fit in ``memory`` bytes; None if some cannot be cut small enough.
 
-    ``row_bytes`` are those of a row on disk, ``gap`` the bytes whose reading costs as much as one more operation.
+    ``row_bytes`` are those of a row on disk, ``gap`` the bytes whose reading costs as much as one more operation;
+    ``span`` are the rows, all by default.
     """
-    n = graph.n_dst
     memory -= 2 * (1 + graph.indices.itemsize) * graph.n_src
     ranges: list[tuple[int, int]] = []
     largest = nbytes = operations = 0
-    pending = [(0, n)]
+    pending = [span or (0, graph.n_dst)]
     while pending:
         start, stop = pending.pop()
         arcs = int(graph.indptr[stop] - graph.indptr[start])
@@ -70,9 +71,9 @@ def plan_windows(graph: Block, own: bool, row_bytes: int, costs: Costs, memory: 
         largest = max(largest, fixed)
         between = (np.diff(sources) - 1) * row_bytes
         apart = between[between > gap]
-        span = int(sources[-1] - sources[0] + 1) * row_bytes - int(apart.sum()) if len(sources) else 0
-        nbytes += span
-        operations += len(apart) + 1 + span // MAX_RUN
+        read = int(sources[-1] - sources[0] + 1) * row_bytes - int(apart.sum()) if len(sources) else 0
+        nbytes += read
+        operations += len(apart) + 1 + read // MAX_RUN
     return WindowPlan(ranges, 2 * largest + 2 * (1 + graph.indices.itemsize) * graph.n_src, nbytes, operations)
 
 
