@@ -1,6 +1,6 @@
 """Layer-wise inference: embeddings of all nodes by whole neighbourhoods, features and embeddings on disk."""
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from gnncy._memory import format_bytes, parse_bytes
 from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block
-from gnncy.nn import modules, ops
+from gnncy.nn import modules
 from gnncy.nn.attention import GATConv, GATv2Conv, NeighborAttention
 from gnncy.nn.conv import APPNP, GCNConv, GINConv, GraphModule, ResGCNBlock, SAGEConv, SGConv, add_self_loops, gcn_norm
 from gnncy.nn.encoders import Projected
@@ -21,7 +21,7 @@ from gnncy.nn.ops.graphs import _multiplies_first, as_block
 from gnncy.nn.tensor import Tensor, no_grad
 from gnncy.storage import FeatureStorage
 from gnncy.storage._blocks import IOStatistics, ahead, direct_empty
-from gnncy.storage.passes.direct import Scratch, ScratchRows, Source, result
+from gnncy.storage.passes.direct import Result, Scratch, ScratchRows, Source, result
 from gnncy.storage.passes.smoothing import Smoothing
 from gnncy.storage.passes.stream import OVERHEAD, dense_source, goes_past_cache, in_order, plan_pass, smoothed_rows
 from gnncy.storage.passes.windows import Costs, plan_windows, windows
@@ -205,6 +205,7 @@ class _Job:
                     blocks = own.enter_context(closing(self.rows(stage, after, source, direct, own)))
                     first = next(blocks)
                     shape, final = (source.shape[0], first.shape[1]), k == len(stages) - 1
+                    target: Result | ScratchRows
                     if final:
                         target = own.enter_context(result(out, shape, first.dtype if dtype is None else dtype,
                                                           source.order, overwrite, direct, self.stats))
@@ -214,9 +215,10 @@ class _Job:
                     target.append(first)
                     for rows in blocks:
                         target.append(rows)
-                if source is not self.source:
-                    source.close()  # type: ignore[attr-defined]
-                source = target
+                if isinstance(source, ScratchRows):
+                    source.close()
+                if isinstance(target, ScratchRows):
+                    source = target
         return FeatureStorage(out)
 
     def scratch(self, shape: tuple[int, int], dtype: np.dtype, direct: bool) -> ScratchRows:
@@ -224,7 +226,7 @@ class _Job:
         return ScratchRows(file, shape, dtype, self.source.order)
 
     def rows(self, stage: _Stage | None, after: list[modules.Module], source: Source, direct: bool,
-             stack: ExitStack) -> Iterator[np.ndarray]:
+             stack: ExitStack) -> Generator[np.ndarray, None, None]:
         """A layer's rows, in storage order, after what follows it."""
         if stage is None:
             for _, x in self.chunks(source):
@@ -278,11 +280,10 @@ class _Job:
                       6 * max(width, source.shape[1]) * itemsize)
         memory = self.limit - self.held - OVERHEAD
         if stage.fixed:
-            cut = [plan_windows(stage.graph, True, width * itemsize, costs, memory, 0, (start, min(n, start + _FIXED)))
-                   for start in range(0, n, _FIXED)]
-            plan = None if None in cut else replace(cut[0], ranges=[span for one in cut for span in one.ranges])
-            if plan is not None and len(plan.ranges) > len(cut):
-                plan = None
+            spans = [(start, min(n, start + _FIXED)) for start in range(0, n, _FIXED)]
+            cut = [plan_windows(stage.graph, True, width * itemsize, costs, memory, 0, span) for span in spans]
+            whole = all(one is not None and len(one.ranges) == 1 for one in cut)
+            plan = replace(cut[0], ranges=spans) if whole and cut[0] is not None else None
         else:
             plan = plan_windows(stage.graph, True, width * itemsize, costs, memory, self.disk.break_even_gap)
         if plan is None:
@@ -333,7 +334,7 @@ class _Job:
         else:
             graph, weight, weight_self = self.graph(), layer.weight_neigh.data, layer.weight_self.data
             reduce, weighted = layer.reduce, False
-        first = _multiplies_first(graph, *weight.shape, reduce)
+        first = _multiplies_first(graph, weight.shape[0], weight.shape[1], reduce)
 
         def finish(heard: np.ndarray, own: np.ndarray) -> np.ndarray:
             heard = heard.copy() if first else matmul(heard, weight)
@@ -383,17 +384,17 @@ class _Job:
     def residual(self, layer: ResGCNBlock) -> _Stage:
         inner = self.stage(layer.conv)  # type: ignore[arg-type]
         before = _rowwise(layer.norm, layer.activation)
-        message = before if inner.message is None else lambda x: inner.message(before(x))
+        inner_message, inner_combine = inner.message, inner.combine
+        message = before if inner_message is None else lambda x: inner_message(before(x))
 
         def finish(heard: np.ndarray, own: np.ndarray) -> np.ndarray:
             return (Tensor(own) + Tensor(inner.finish(heard, before(own) if inner.needs_own else own))).data
 
-        combine = None
-        if inner.combine is not None:
-            def combine(block: Block, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
-                return inner.combine(block, rows, before(own) if inner.needs_own else own)
+        def combine(block: Block, rows: np.ndarray, own: np.ndarray) -> np.ndarray:
+            assert inner_combine is not None
+            return inner_combine(block, rows, before(own) if inner.needs_own else own)
 
-        return replace(inner, message=message, combine=combine, finish=finish, needs_own=True)
+        return replace(inner, message=message, combine=None if inner_combine is None else combine, finish=finish, needs_own=True)
 
 
 def _same(rows: np.ndarray) -> np.ndarray:

@@ -77,8 +77,8 @@ def as_storage(features):
     ----------
     features : storage, path-like, sparse array or array-like
         A storage and a sparse array come back as they are; a path is opened (a directory as
-        :class:`SparseFeatureStorage`, a file as :class:`FeatureStorage` or :class:`QuantizedFeatureStorage`) and is the caller's to close; anything else
-        is taken for a dense array.
+        :class:`SparseFeatureStorage`, a file as :class:`FeatureStorage` or :class:`QuantizedFeatureStorage`) and is
+        the caller's to close; anything else is taken for a dense array.
 
     Returns
     -------
