@@ -394,7 +394,8 @@ class _Job:
             assert inner_combine is not None
             return inner_combine(block, rows, before(own) if inner.needs_own else own)
 
-        return replace(inner, message=message, combine=None if inner_combine is None else combine, finish=finish, needs_own=True)
+        return replace(inner, message=message, combine=None if inner_combine is None else combine, finish=finish,
+                       needs_own=True)
 
 
 def _same(rows: np.ndarray) -> np.ndarray:

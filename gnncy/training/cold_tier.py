@@ -1,19 +1,22 @@
 """``ColdTierTrainer``: trains a graph encoder on features that lie on disk, within a memory limit."""
 import tracemalloc
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from gnncy import _memory, nn
-from gnncy._check import check_float, check_ids, check_int
+from gnncy._check import check_choice, check_float, check_ids, check_int
 from gnncy._memory import format_bytes
 from gnncy._random import derive, seed_from, stream
 from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.optim import Adam, Optimizer
-from gnncy.storage import AdaptiveHotset, HyperbatchConfig, as_storage
+from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchConfig, as_storage
 from gnncy.storage.plans import DiskModel, EpochPlan
 from gnncy.training.loader import GraphLoader
 from gnncy.training.objective import Embedded, Objective
@@ -23,6 +26,7 @@ from gnncy.training.trainer import Trainer
 
 _HOTSET_SHARE = 16  # the hotset has at most this part of a memory limit: training has hot rows of its own
 _HOTSET_ROW = 112  # bytes that the hotset keeps for each row beside it
+_ROWS = 8192  # of embeddings that are copied at a time
 _SLACK = 1.25  # of what a step holds: other minibatches are larger
 
 
@@ -149,7 +153,7 @@ class ColdTierTrainer:
                  config: HyperbatchConfig | None = None, memory_limit: int | str | None = "256MB", plan: str = "auto",
                  disk: DiskModel | None = None, spill_folder=None, n_jobs: int | None = None, **loader_options):
         self.config = HyperbatchConfig() if config is None else config
-        self.n_jobs, seed = n_jobs, seed_from(seed)
+        self.n_jobs, self._sampled, seed = n_jobs, fanouts is not None, seed_from(seed)
         self._own = isinstance(storage, (str, bytes)) or hasattr(storage, "__fspath__")
         self.storage = as_storage(storage)
         try:
@@ -291,22 +295,66 @@ class ColdTierTrainer:
         self.hotset.insert(ids[missing], rows[missing])
         return rows
 
-    def embed(self, nodes=None, *, path=None):
-        """Embeddings of nodes, without the projection head, by one draw of neighbours; read as training reads.
+    def embed(self, nodes=None, *, path=None, neighbors: str | None = None):
+        """Embeddings of nodes, without the projection head.
 
         Parameters
         ----------
         nodes : array of int or boolean mask, optional
             Distinct nodes; all by default.
         path : path-like, optional
-            Write them there, a minibatch at a time, so that they need not fit into memory.
+            Write them there, so that they need not fit into memory.
+        neighbors : {"all", "sampled"}, optional
+            ``"all"``: by whole neighbourhoods, layer by layer over all nodes within the memory limit, see
+            :func:`gnncy.nn.infer`; scratch files lie beside ``path``, or beside the features. ``"sampled"``: by one
+            draw of neighbours, read as training reads. By default all, where the model is one of layers one after the
+            other.
 
         Returns
         -------
         ndarray, shape (k, n_components), or with ``path`` a FeatureStorage
+
+        Raises
+        ------
+        MemoryLimitError
+            If the memory limit does not do for whole neighbourhoods.
         """
         model = self.model.encoder if isinstance(self.model, nn.Projected) else self.model
-        return self.loader.embed(model, nodes, path=path, n_jobs=self.n_jobs)
+        layered = isinstance(model, (nn.GraphSequential, nn.GraphModule)) and self._sampled
+        neighbors = check_choice(neighbors or ("all" if layered else "sampled"), "neighbors", ("all", "sampled"))
+        if neighbors == "sampled":
+            return self.loader.embed(model, nodes, path=path, n_jobs=self.n_jobs)
+        if not layered:
+            raise TypeError(f"neighbors='all' needs a model of layers one after the other, such as nn.GraphSequential, "
+                            f"got {type(model).__name__}; take neighbors='sampled'")
+        if nodes is not None:
+            nodes = check_ids(nodes, self.storage.shape[0], "nodes")
+            if len(nodes) == 0:
+                raise ValueError("nodes must hold at least one node")
+        return self._infer(model, nodes, path)
+
+    def _infer(self, model: nn.Module, nodes: np.ndarray | None, path):
+        """Embeddings by whole neighbourhoods, of all nodes; then those that are asked for."""
+        limit, aside = "1GB", nullcontext()
+        if self.memory is not None:
+            assert self.loader.planned is not None
+            kept = 0 if self.hotset is None else self.hotset.capacity * (self.hotset.dim * 8 + _HOTSET_ROW)
+            weights = sum(parameter.data.nbytes for parameter in self.model.parameters())
+            limit, aside = self.memory.limit - kept - 4 * weights, self.loader.planned.set_aside()
+        beside = getattr(self.storage, "path", None) if path is None else path
+        with aside, TemporaryDirectory(prefix=".embed-", dir=None if beside is None else Path(beside).parent) as folder:
+            out = path if nodes is None and path is not None else Path(folder, "embedding.npy")
+            with nn.infer(model, self.loader.adjacency, self.storage, out=out, memory_limit=limit, overwrite=True,
+                          n_jobs=self.n_jobs) as found:
+                if path is None:
+                    return found[:] if nodes is None else found.read_batch(nodes)
+                if nodes is not None:
+                    rows = (found.read_batch(nodes[k:k + _ROWS]) for k in range(0, len(nodes), _ROWS))
+                    return FeatureStorage.from_blocks(path, (len(nodes), found.dim), rows, dtype=found.dtype,
+                                                      overwrite=True)
+                if found.order is not None:
+                    found.reorder(None, memory_limit=limit)
+        return FeatureStorage(path)
 
     def save_checkpoint(self, path) -> None:
         """Write everything that the run depends on, and the hotset, to one file: whole or not at all.

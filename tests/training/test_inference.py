@@ -7,8 +7,9 @@ from gnncy import nn
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, as_csr, community_order
 from gnncy.nn import inference
-from gnncy.storage import FeatureStorage
+from gnncy.storage import FeatureStorage, HyperbatchConfig
 from gnncy.storage.passes.stream import OVERHEAD
+from gnncy.training import ColdTierTrainer
 
 N, D = 4001, 12
 SMALL = OVERHEAD + 1_100_000
@@ -170,3 +171,47 @@ def test_every_layer_that_takes_a_graph_is_known():
                                         nn.GATv2Conv, nn.NeighborAttention, nn.ResGCNBlock)}
     assert kinds == known | {"GraphModule", "GatedAttentionConv"}
     assert inference.__all__ == ["infer"]
+
+
+@pytest.mark.parametrize("order", [None, "shuffled"])
+def test_the_trainer_embeds_by_whole_neighbourhoods(tmp_path, graph, x, order):
+    rows = None if order is None else np.random.default_rng(2).permutation(N)
+    FeatureStorage.from_array(x, tmp_path / "x.npy", order=rows).close()
+    options = {"n_components": 4, "hidden": 8, "fanouts": (3, 2), "config": HyperbatchConfig(batch_size=500), "seed": 0}
+    found = []
+    for limit, plan in (("64MB", "C"), ("80MB", "A"), (None, "auto")):
+        with ColdTierTrainer(tmp_path / "x.npy", graph, memory_limit=limit, plan=plan, **options) as trainer:
+            trainer.train_epoch()
+            model = trainer.model.encoder
+            with nn.no_grad():
+                expected = model(graph, x).data
+            np.testing.assert_allclose(trainer.embed(), expected, rtol=1e-5, atol=1e-6)
+            assert np.array_equal(trainer.embed([5, 3]), trainer.embed()[[5, 3]])
+            with trainer.embed(path=tmp_path / "z.npy") as z:
+                assert np.array_equal(z[:], trainer.embed())
+                assert np.array_equal(np.load(tmp_path / "z.npy"), z[:])
+            with trainer.embed([7, 1], path=tmp_path / "z.npy") as z:
+                assert np.array_equal(z[:], trainer.embed([7, 1]))
+            with pytest.raises(ValueError, match="neighbors must be one of"):
+                trainer.embed(neighbors="some")
+            assert not np.allclose(trainer.embed(neighbors="sampled"), expected)
+            trainer.train_epoch()
+            found.append(trainer.embed())
+        assert {path.name for path in tmp_path.iterdir()} <= {
+            "x.npy", "x.npy.json", "x.npy.crc32.npy", "x.npy.order.npy", "z.npy", "z.npy.json", "z.npy.crc32.npy"}
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+def test_a_model_of_another_kind_is_embedded_by_sampling(tmp_path, graph, x):
+    class Other(nn.Module):
+        def __init__(self):
+            self.conv = nn.SAGEConv(D, 4, rng=0)
+
+        def forward(self, blocks, x):
+            return self.conv(blocks[0], x)
+
+    with ColdTierTrainer(x, graph, model=Other(), fanouts=(3,), config=HyperbatchConfig(batch_size=500),
+                         memory_limit=None) as trainer:
+        assert np.array_equal(trainer.embed([1, 2]), trainer.embed([1, 2], neighbors="sampled"))
+        with pytest.raises(TypeError, match="layers one after the other"):
+            trainer.embed(neighbors="all")

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
@@ -284,6 +284,17 @@ class ColdTierLoader:
     def _end_run(self) -> None:
         self._stop()
         self._run = None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Free the hot rows while other work needs their memory; they are read again at its end."""
+        if self._run is None:
+            raise ValueError("the loader is closed; make a new one")
+        self._end_run()
+        try:
+            yield
+        finally:
+            self._take(self.plan)
 
     def _close_own(self) -> None:
         if self._own:
