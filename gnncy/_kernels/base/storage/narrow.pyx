@@ -8,7 +8,7 @@ cdef enum:
 
 
 def quantise(const float[:, ::1] x, Py_ssize_t start, Py_ssize_t stop, uint8_t[:, ::1] out):
-    """Write rows as a scale s, the least with max|x| <= 127 s, and the integers nearest to x / s, ties to even."""
+    """Write rows as a scale s = max|x| / 127 and the integers nearest to x / s, ties to even."""
     cdef Py_ssize_t i, j, d = x.shape[1]
     cdef float top, scale, largest = 3.4028235e38
     cdef double inverse
@@ -19,8 +19,10 @@ def quantise(const float[:, ::1] x, Py_ssize_t start, Py_ssize_t stop, uint8_t[:
             for j in range(d):
                 top = max(top, fabsf(x[i, j]))
             scale = <float>(<double>top / 127)
-            if <double>scale * 127 < <double>top:
-                scale = nextafterf(scale, largest)
+            if <double>scale * 127 > <double>largest:
+                scale = nextafterf(scale, 0)  # so that no row is read as infinity
+            elif <double>top > <double>scale * 127.5:
+                scale = nextafterf(scale, largest)  # of subnormal numbers
             inverse = 1 / <double>scale if scale > 0 else 0
             memcpy(&out[i, 0], &scale, SCALE)
             values = <int8_t*>&out[i, SCALE]
