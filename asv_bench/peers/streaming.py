@@ -1,7 +1,7 @@
 """Passes over all nodes out of core: smoothing, layer-wise inference, and rows of few bytes.
 
-``streaming``: A²X of 8 GiB of features within 1 GiB, beside the time in which the disk reads and writes the bytes that the
-method needs, measured in the same run. ``streaming_inference``: a GraphSAGE encoder of two layers over all nodes,
+``streaming``: A²X of 8 GiB of features within 1 GiB, beside the time in which the disk reads and writes the bytes that
+the method needs, measured in the same run. ``streaming_inference``: a GraphSAGE encoder of two layers over all nodes,
 beside the same model in memory. ``streaming_formats``: float32, float16 and int8, their bytes, the time to gather
 rows, and what a linear probe finds. Files are read and written past the page cache (``O_DIRECT``), every pass in a
 process of its own.
@@ -70,10 +70,10 @@ def disk(folder):
     buffer, rates = direct_empty(64 << 20), []
     buffer[:] = np.random.default_rng(0).integers(0, 256, len(buffer), dtype=np.uint8)
     with BlockFile(folder / "x.npy", direct=True) as file:
-        size = min(SAMPLE, (folder / "x.npy").stat().st_size) // len(buffer) * len(buffer)
+        size = min(SAMPLE, (folder / "x.npy").stat().st_size // len(buffer) * len(buffer))
         begun = time.perf_counter()
         for start in range(0, size, len(buffer)):
-            file.read_range(4096 + start if start else 0, buffer)
+            file.read_range(start, buffer)
         rates.append(size / (time.perf_counter() - begun))
     scratch = Scratch(folder, size, True, None, IOStatistics())
     begun = time.perf_counter()
@@ -85,12 +85,13 @@ def disk(folder):
 
 
 def measured(call):
-    """Seconds, and bytes of memory that were held at most beside those at the beginning."""
+    """Seconds, those of the processor, and bytes of memory held at most beside those at the beginning."""
     from gnncy._memory import peak_rss, reset_peak, rss
     reset_peak()
-    before, begun = rss(), time.perf_counter()
+    before, begun, worked = rss(), time.perf_counter(), time.process_time()
     call()
-    return {"seconds": time.perf_counter() - begun, "peak": peak_rss() - before}
+    return {"seconds": time.perf_counter() - begun, "processor": time.process_time() - worked,
+            "peak": peak_rss() - before}
 
 
 def smooth(folder, limit, threads):
@@ -256,6 +257,8 @@ def streaming(quick, threads):
     what = f"A²X of {4 * WIDTH * n / 2**30:.3g} GiB by {got['method']}, limit {limit / 2**30:.3g} GiB"
     yield row(f"{what}, seconds", got["seconds"], f"disk: {got['read'] / 1e9:.3g} GB at {read / 1e9:.3g} GB/s, "
               f"{got['written'] / 1e9:.3g} GB at {write / 1e9:.3g} GB/s", seconds, "s", seconds / got["seconds"], 0.67)
+    yield row(f"{what}, processor", got["processor"] / threads, "disk", seconds, "s",
+              threads * seconds / got["processor"])
     yield row(f"{what}, bytes", got["moved"] / 1e9, "planned", (got["read"] + got["written"]) / 1e9, "GB",
               (got["read"] + got["written"]) / got["moved"], 0.99)
     yield row(f"{what}, peak memory", got["peak"] / 1e6, "limit", limit / 1e6, "MB", limit / got["peak"], 1)

@@ -158,10 +158,12 @@ def sign_features(adjacency, features, hops: int, *, out, normalization: str | N
 
     Parameters
     ----------
-    adjacency, features, out, normalization, self_loops, memory_limit, method, dtype, overwrite, disk, n_jobs
+    adjacency, features
         As in :func:`propagate`.
     hops : int
         K.
+    out, normalization, self_loops, memory_limit, method, dtype, overwrite, disk, n_jobs
+        As in :func:`propagate`.
 
     Returns
     -------
