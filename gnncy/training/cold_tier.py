@@ -1,7 +1,7 @@
 """``ColdTierTrainer``: trains a graph encoder on features that lie on disk, within a memory limit."""
 import tracemalloc
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -335,7 +335,8 @@ class ColdTierTrainer:
 
     def _infer(self, model: nn.Module, nodes: np.ndarray | None, path):
         """Embeddings by whole neighbourhoods, of all nodes; then those that are asked for."""
-        limit, aside = "1GB", nullcontext()
+        limit: int | str = "1GB"
+        aside: AbstractContextManager[None] = nullcontext()
         if self.memory is not None:
             assert self.loader.planned is not None
             kept = 0 if self.hotset is None else self.hotset.capacity * (self.hotset.dim * 8 + _HOTSET_ROW)
