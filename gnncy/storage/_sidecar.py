@@ -90,7 +90,8 @@ def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, fini
 
 @contextmanager
 def appending(path: Path, file: BlockFile, shape: tuple[int, int], more: int, dtype: np.dtype,
-              order: np.ndarray | None, table: np.ndarray, finite: bool) -> Iterator[Writer]:
+              order: np.ndarray | None, table: np.ndarray, finite: bool,
+              encode: Callable[..., np.ndarray]) -> Iterator[Writer]:
     """Room for ``more`` rows behind those of a file that is open for writing; they are its own when the block ends.
 
     Until then its header says nothing of them, and what lies behind the rows that it names is nobody's.
@@ -100,7 +101,7 @@ def appending(path: Path, file: BlockFile, shape: tuple[int, int], more: int, dt
     if order is not None:
         order = np.concatenate([order, np.arange(shape[0], grown[0])])
     header = npy_header(grown, dtype)
-    writer = Writer(file, grown, dtype, order, check_rows, checksums.RunningChecksums(table, size))
+    writer = Writer(file, grown, dtype, order, encode, checksums.RunningChecksums(table, size))
     try:
         file.reserve(PAGE + grown[0] * shape[1] * dtype.itemsize)
         yield writer

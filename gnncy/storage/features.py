@@ -623,11 +623,11 @@ class FeatureStorage:
             file, step = self._opened(), _chunk_rows(chunk_rows, self.dim, self.file_dtype)
             table = (checksums.load_table(table_file(self.path), self.nbytes) if self._summed
                      else np.full(checksums.n_extents(self.nbytes), checksums.UNKNOWN))
-            with appending(self.path, file, self.shape, more, self.file_dtype, self.order, table,
-                           self.finite_checked) as writer:
+            with appending(self.path, file, (n, self._columns), more, self.file_dtype, self.order, table,
+                           self.finite_checked, self._encode) as writer:
                 for start in range(0, more, step):
                     writer.append(n + start, rows[start:start + step])
-            self._shape = writer.shape
+            self._shape = n + more, self.dim
             self._position = None if writer.order is None else invert(writer.order)
             self._summed, self._written = True, WrittenExtents(table_file(self.path), self.nbytes)
         return np.arange(n, n + more)

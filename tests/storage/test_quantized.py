@@ -182,3 +182,12 @@ def test_float16_is_widened_on_every_way_in(tmp_path, x):
     with FeatureStorage.from_array(half, tmp_path / "h.npy") as store:
         assert np.array_equal(store[:], half.astype(np.float32))
         assert np.array_equal(store.read_batch([5, 999, 5]), half[[5, 999, 5]].astype(np.float32))
+
+
+def test_rows_can_be_appended(tmp_path, x):
+    with QuantizedFeatureStorage.from_array(x, tmp_path / "whole.npy") as whole:
+        QuantizedFeatureStorage.from_array(x[:10], tmp_path / "grown.npy").close()
+        with QuantizedFeatureStorage(tmp_path / "grown.npy", "r+") as store:
+            store.append(x[10:])
+            np.testing.assert_array_equal(store[:], whole[:])
+            assert store.verify().ok
