@@ -1,12 +1,9 @@
 """Neighbour sampling, one hop of many nodes. A draw depends on the hop's key and the node alone."""
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
-from gnncy._kernels._hash cimport below, mix64
+from gnncy._kernels._floyd cimport choose_some, index
+from gnncy._kernels._hash cimport mix64
 from gnncy._kernels._prefetch cimport prefetch
-
-ctypedef fused index:
-    int32_t
-    int64_t
 
 
 def enter(const int64_t[::1] nodes, index[::1] place):
@@ -48,8 +45,7 @@ def choose(const index[::1] indptr, const int64_t[::1] nodes, const index[::1] o
            uint64_t[::1] taken, index[::1] out_edges):
     """Write the chosen places in indices: all in order, or a uniform subset (Floyd). taken has a zero bit per neighbour."""
     cdef Py_ssize_t i, t, begin, k, n = nodes.shape[0]
-    cdef int64_t first, degree, last, c, hit
-    cdef uint64_t stream, one = 1
+    cdef int64_t first, degree
     with nogil:
         for i in range(n):
             if i + 16 < n:
@@ -62,16 +58,7 @@ def choose(const index[::1] indptr, const int64_t[::1] nodes, const index[::1] o
                 for t in range(k):
                     out_edges[begin + t] = first + t
                 continue
-            stream = mix64(key ^ mix64(nodes[i]))
-            for t in range(k):
-                last = degree - k + t
-                c = below(mix64(stream + t), last + 1)
-                hit = (taken[c >> 6] >> (c & 63)) & 1
-                c += hit * (last - c)
-                taken[c >> 6] |= one << (c & 63)
-                out_edges[begin + t] = first + c
-            for t in range(k):
-                taken[(out_edges[begin + t] - first) >> 6] = 0
+            choose_some(first, degree, k, mix64(key ^ mix64(nodes[i])), &taken[0], &out_edges[begin])
 
 
 def relabel(const index[::1] indices, const index[::1] edges, Py_ssize_t known, index[::1] place, int64_t[::1] nodes,
