@@ -144,11 +144,7 @@ class NeighborSampler:
 
     def __init__(self, adjacency, fanouts: Sequence[int] = (15, 10), *, seed=0, weighted: bool = False):
         self.adjacency = as_csr(adjacency)
-        if isinstance(fanouts, (str, bytes)) or not hasattr(fanouts, "__len__") or len(fanouts) == 0:
-            raise TypeError(f"fanouts must be a sequence of integers, one a hop, got {fanouts!r}")
-        self.fanouts = tuple(check_int(k, f"fanouts[{hop}]", low=-1) for hop, k in enumerate(fanouts))
-        if 0 in self.fanouts:
-            raise ValueError(f"fanouts must be at least 1, or -1 for all neighbours, got {self.fanouts}")
+        self.fanouts = check_fanouts(fanouts)
         self.seed = seed_from(seed)
         self.weighted = bool(weighted)
         longest = int(np.diff(self.adjacency.indptr).max(initial=0))
@@ -208,3 +204,13 @@ class NeighborSampler:
         count = sampling.relabel(graph.indices, edges, len(nodes), place, reached, indices)
         weights = graph.data[edges] if self.weighted else None
         return Block(indptr, indices, count, len(nodes), edges, weights), reached[:count]
+
+
+def check_fanouts(fanouts) -> tuple[int, ...]:
+    """Most neighbours of a node at each hop."""
+    if isinstance(fanouts, (str, bytes)) or not hasattr(fanouts, "__len__") or len(fanouts) == 0:
+        raise TypeError(f"fanouts must be a sequence of integers, one a hop, got {fanouts!r}")
+    checked = tuple(check_int(k, f"fanouts[{hop}]", low=-1) for hop, k in enumerate(fanouts))
+    if 0 in checked:
+        raise ValueError(f"fanouts must be at least 1, or -1 for all neighbours, got {checked}")
+    return checked
