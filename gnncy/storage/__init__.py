@@ -8,7 +8,8 @@ from gnncy.storage.plans.loader import ColdTierLoader
 from gnncy.storage.quantized import QuantizedFeatureStorage
 from gnncy.storage.sources import ArrayStorage, as_storage
 from gnncy.storage.sparse import SparseFeatureStorage
+from gnncy.storage.topology import GraphStorage, StorageSampler
 
-__all__ = ["AdaptiveHotset", "ArrayStorage", "ColdTierLoader", "FeatureStorage", "HotsetStatistics", "HyperbatchConfig",
-           "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics",
-           "QuantizedFeatureStorage", "SparseFeatureStorage", "VerifyReport", "as_storage"]
+__all__ = ["AdaptiveHotset", "ArrayStorage", "ColdTierLoader", "FeatureStorage", "GraphStorage", "HotsetStatistics",
+           "HyperbatchConfig", "HyperbatchIterator", "HyperbatchResult", "HyperbatchStatistics", "IOStatistics",
+           "QuantizedFeatureStorage", "SparseFeatureStorage", "StorageSampler", "VerifyReport", "as_storage"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from gnncy._kernels.storage import blockio
 from gnncy._memory import aligned_empty, available, format_bytes
-from gnncy._threads import current_threads
+from gnncy._threads import current_threads, inherit_threads
 from gnncy.errors import StorageError
 
 PAGE = 4096
@@ -359,6 +359,25 @@ def ahead(call: Callable[[int], T], n: int, depth: int) -> Iterator[T]:
             yield pending.popleft().result()
     finally:
         wait([future for future in pending if not future.cancel()])
+
+
+def in_background(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is made while one is in use."""
+    threads, end = current_threads(), object()
+
+    def step() -> T | object:
+        inherit_threads(threads)
+        return next(items, end)
+
+    coming = _waiting_threads().submit(step)
+    try:
+        while (item := coming.result()) is not end:
+            coming = _waiting_threads().submit(step)
+            yield item  # type: ignore[misc]
+            del item
+    finally:
+        if not coming.cancel():
+            wait([coming])
 
 
 def _waiting_threads() -> ThreadPoolExecutor:
