@@ -21,8 +21,8 @@ from gnncy._random import derive, seed_from, stream
 from gnncy._threads import run_pieces
 from gnncy.datasets.dataset import GraphDataset, Split, random_parts
 from gnncy.datasets.folder import index_dtype, new_folder, write_adjacency, write_meta, write_vector
-from gnncy.datasets.sorting import distinct
 from gnncy.errors import MemoryLimitError
+from gnncy.storage.topology.sorting import distinct
 
 _LICENCE = "generated: free of rights"
 _DRAWS = 1 << 16  # edges drawn at a time
@@ -69,8 +69,8 @@ class _Recipe:
 
     def keys(self, capacity: int, folder: Path | None = None) -> Iterator[np.ndarray]:
         """The distinct arcs, ascending; ``capacity`` of them are held at a time, the others in ``folder``."""
-        buffer = np.empty(min(capacity, 2 * self.n_draws), np.int64)
-        return distinct(self.arcs(), 2 * self.n_draws, 0, self.n_nodes << self.bits, buffer, folder)
+        arcs = ((keys, None) for keys in self.arcs())
+        return (keys for keys, _ in distinct(arcs, 2 * self.n_draws, 0, self.n_nodes << self.bits, capacity, folder))
 
     def centres(self) -> np.ndarray:
         return stream(self.seed, "centres").standard_normal((self.n_classes, self.n_features), np.float32)

@@ -6,6 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,31 +187,35 @@ def _lines(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Both ends of every edge (m, 2), int64 or, if ``names`` are allowed, str; and the third column or None."""
+class _Form(NamedTuple):
+    """How the lines of an edge list are read: options of numpy.loadtxt, the columns, and whether there are any lines."""
+
+    options: dict[str, Any]
+    columns: list[tuple[str, type]]
+    empty: bool
+
+
+def _form(path: Path) -> _Form:
+    first = list(islice(_lines(path), 2))
+    if not first:
+        return _Form({}, [], True)
+    separator = next((c for c in "\t,;" if c in first[-1]), None)
+    rows = [_fields(line, separator) for line in first]
+    width = len(rows[-1])
+    if width not in (2, 3):
+        raise GraphFormatError(f"{path}: an edge needs two or three columns (two nodes, a weight), got {width}: "
+                               f"{first[-1].strip()!r}")
+    header = _is_header(rows)
+    columns: list[tuple[str, type]] = [("u", np.int64), ("v", np.int64), ("w", np.float64)]
+    return _Form({"delimiter": separator, "comments": None, "quotechar": '"', "skiprows": int(header)}, columns[:width],
+                 header and len(rows) == 1)
+
+
+@contextmanager
+def _naming(path: Path, names: bool) -> Iterator[None]:
+    """Say which file it is that cannot be read, and what was expected of it."""
     try:
-        first = list(islice(_lines(path), 2))
-        if not first:
-            return np.empty((0, 2), np.int64), None
-        separator = next((c for c in "\t,;" if c in first[-1]), None)
-        rows = [_fields(line, separator) for line in first]
-        width = len(rows[-1])
-        if width not in (2, 3):
-            raise GraphFormatError(f"{path}: an edge needs two or three columns (two nodes, a weight), got {width}: "
-                                   f"{first[-1].strip()!r}")
-        header = _is_header(rows)
-        if header and len(rows) == 1:
-            return np.empty((0, 2), np.int64), None
-        options: Any = {"delimiter": separator, "comments": None, "quotechar": '"', "skiprows": int(header)}
-        columns = [("u", np.int64), ("v", np.int64), ("w", np.float64)][:width]
-        try:
-            table = np.loadtxt(_lines(path), columns, ndmin=1, **options)
-            return np.stack([table["u"], table["v"]], axis=1), table["w"] if width == 3 else None
-        except ValueError:
-            if not names:
-                raise
-        table = np.char.strip(np.loadtxt(_lines(path), str, ndmin=2, **options))
-        return table[:, :2], table[:, 2].astype(np.float64) if width == 3 else None
+        yield
     except GraphFormatError:
         raise
     except UnicodeDecodeError as error:
@@ -221,6 +226,38 @@ def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]
                                ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise GraphFormatError(f"{path} is damaged or truncated: {error}") from error
+
+
+def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Both ends of every edge (m, 2), int64 or, if ``names`` are allowed, str; and the third column or None."""
+    with _naming(path, names):
+        form = _form(path)
+        if form.empty:
+            return np.empty((0, 2), np.int64), None
+        weighted = len(form.columns) == 3
+        try:
+            table = np.loadtxt(_lines(path), form.columns, ndmin=1, **form.options)
+            return np.stack([table["u"], table["v"]], axis=1), table["w"] if weighted else None
+        except ValueError:
+            if not names:
+                raise
+        table = np.char.strip(np.loadtxt(_lines(path), str, ndmin=2, **form.options))
+        return table[:, :2], table[:, 2].astype(np.float64) if weighted else None
+
+
+def edge_lines(path: str | os.PathLike, count: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """Sources, targets and, if there are any, weights of an edge list with integer ids, ``count`` lines at a time."""
+    path = _existing(path)
+    with _naming(path, False):
+        form = _form(path)
+    lines = islice(_lines(path), form.options.pop("skiprows", 0), None)
+    while not form.empty:
+        with _naming(path, False):
+            some = list(islice(lines, count))
+            if not some:
+                return
+            table = np.loadtxt(some, form.columns, ndmin=1, **form.options)
+        yield tuple(np.ascontiguousarray(table[name]) for name, _ in form.columns)
 
 
 def _fields(line: str, separator: str | None) -> list[str]:

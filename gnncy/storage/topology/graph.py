@@ -77,6 +77,7 @@ class GraphStorage:
                  disk: "DiskModel | None" = None):
         self._opened: dict[str, BlockFile] | None = None
         self._indptr: np.ndarray | None = None
+        self._longest = 0
         self.path = Path(path)
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
         self._direct, self._disk = direct, disk
@@ -227,7 +228,7 @@ class GraphStorage:
     @property
     def indptr_nbytes(self) -> int:
         """Bytes that :meth:`load_indptr` takes: 4 or, from 2**31 arcs on, 8 a node."""
-        return (self.n_nodes + 1) * (4 if self.nnz <= _INT32_MAX else 8)
+        return (self.n_nodes + 1) * self.index_dtype.itemsize
 
     def load_indptr(self) -> np.ndarray:
         """Read all row starts and keep them, so that :meth:`spans` reads nothing.
@@ -238,13 +239,21 @@ class GraphStorage:
             Do not write into it.
         """
         if self._indptr is None:
-            indptr = np.empty(self.n_nodes + 1, np.int32 if self.nnz <= _INT32_MAX else np.int64)
-            for start in range(0, len(indptr), _CHUNK):
-                indptr[start:start + _CHUNK] = self._read("indptr", start, min(start + _CHUNK, len(indptr)))
-            if (indptr[1:] < indptr[:-1]).any():
-                raise self._broken_starts()
+            indptr = np.zeros(self.n_nodes + 1, self.index_dtype)
+            for start in range(0, self.n_nodes, _CHUNK):
+                stop = min(start + _CHUNK, self.n_nodes)
+                starts = self._starts(start, stop)
+                if starts[0] != indptr[start]:
+                    raise self._broken_starts()
+                indptr[start:stop + 1] = starts
+                self._longest = max(self._longest, int(np.diff(starts).max()))
             self._indptr = indptr
         return self._indptr
+
+    def longest_list(self) -> int:
+        """Most arcs of a node; known once row starts are loaded."""
+        self.load_indptr()
+        return self._longest
 
     def spans(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of each node's first arc, and how many it has; both int64.

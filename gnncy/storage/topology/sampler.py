@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gnncy._check import check_ids, check_int
+from gnncy._kernels.graph import sampling
 from gnncy._kernels.topology import draws
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from
@@ -16,6 +17,7 @@ from gnncy.storage.topology.graph import GraphStorage
 
 _SCRATCH = 8_000_000  # bytes of the pieces that are read, for planning reads, and for what cannot be counted
 _MARGIN = 1.1  # by which a minibatch may be larger than those before it
+_INT32_MAX = np.iinfo(np.int32).max
 _NONE = np.zeros(0, np.int64)
 
 
@@ -27,15 +29,10 @@ class _Draft:
         self.blocks: list[Block] = []
         self.close()
 
-    def open(self, first: np.ndarray, degree: np.ndarray, fanout: int, dtype: np.dtype) -> None:
-        """Begin a hop: where the lists of all nodes begin, and how long they are."""
-        self.first, self.degree = first.astype(dtype), degree.astype(dtype)
-        self.indptr = np.zeros(len(degree) + 1, dtype)
-        np.cumsum(degree if fanout < 0 else np.minimum(degree, fanout), out=self.indptr[1:])
-
     def close(self) -> None:
         """Let go of the hop."""
-        self.first = self.degree = self.indptr = self.ends = _NONE
+        self.arcs = 0  # that it draws
+        self.first = self.degree = self.ends = _NONE
         self.weights: np.ndarray | None = None
 
     @property
@@ -44,14 +41,9 @@ class _Draft:
         return len(self.blocks)
 
     @property
-    def arcs(self) -> int:
-        """How many it draws at the present hop."""
-        return int(self.indptr[-1])
-
-    @property
     def nbytes(self) -> int:
         """What it holds when its arcs are drawn."""
-        arrays = [self.nodes, self.first, self.degree, self.indptr,
+        arrays = [self.nodes, self.first, self.degree,
                   *(a for b in self.blocks for a in (b.indptr, b.indices, b.edges, b.weights))]
         return sum(array.nbytes for array in arrays if array is not None)
 
@@ -115,12 +107,13 @@ class StorageSampler:
         self.seed, self.weighted = seed_from(seed), bool(weighted)
         self.memory_limit, self.prefetch = parse_bytes(memory_limit), bool(prefetch)
         self._room = self.memory_limit - _SCRATCH
-        self._resident = graph.indptr_nbytes <= self.memory_limit // 2
-        if self._resident:
-            graph.load_indptr()
+        self._indptr = graph.load_indptr() if graph.indptr_nbytes <= self.memory_limit // 2 else None
+        if self._indptr is not None:
             self._room -= graph.indptr_nbytes
+            self._longest = graph.longest_list()
+        # An arc's number and end share a place; another one sorts them.
+        self._arc_bytes = graph.index_dtype.itemsize + 4 + (graph.dtype.itemsize if self.weighted else 0)
         self._costs = [0] * len(self.fanouts)  # bytes that a minibatch took at each hop, at most, so far
-        self._ready = 0  # bytes of those that are in use while the next pass is made
 
     def sample(self, seeds, *, epoch: int = 0, batch: int = 0) -> SampledBatch:
         """The neighbourhood of the seeds, as :meth:`gnncy.graph.NeighborSampler.sample` gives it.
@@ -173,35 +166,45 @@ class StorageSampler:
     def _groups(self, coming: Iterator, epoch: int, number: int) -> Iterator[list[_Draft]]:
         """Minibatches whose last hop is read. Each pass serves all hops: of some the last, of others the first."""
         again: deque[_Draft] = deque()  # turned out too large, and begin anew
+        ready = 0  # bytes of those that may be in use while the next pass is made
         active: list[_Draft] = []
         while True:
-            for _ in range(self._beginners(len(active))):
+            begun = 0
+            while begun == 0 or begun < self._beginners(len(active[-1].seeds)):
                 if again:
                     active.append(again.popleft())
                 elif (seeds := next(coming, None)) is not None:
                     active.append(self._draft(number, seeds))
                     number += 1
+                else:
+                    break
+                begun += 1
             if not active:
                 return
             self._open(active)
-            fits = self._fitting(active)
+            fits = self._fitting(active, ready)
             again.extendleft(_Draft(draft.number, draft.seeds) for draft in reversed(active[fits:]))
             del active[fits:]
             self._read(active, epoch)
-            ready = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
-            del active[:len(ready)]
+            last = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
+            del active[:len(last)]
             for draft in active:
                 self._close(draft, epoch)
-            self._ready = self._costs[-1] * len(ready) if self.prefetch else 0
-            yield ready
+            ready = self._costs[-1] * len(last) if self.prefetch else 0
+            yield last
 
-    def _beginners(self, active: int) -> int:
-        """Minibatches to begin: one to see how large they are, then as many as fit if as many are at every hop."""
-        if not all(self._costs):
-            return 0 if active else 1
+    def _beginners(self, nodes: int) -> int:
+        """Minibatches of so many seeds to begin: as many as fit if as many are at every hop."""
+        each, held, mean = 0, 0, self.graph.nnz / max(self.graph.n_nodes, 1)
+        for cost, fanout in zip(self._costs, self.fanouts, strict=True):
+            arcs = int(nodes * (mean if fanout < 0 else min(fanout, mean)))
+            cost = cost or held + 8 * nodes + self._arc_bytes * arcs  # before any was seen
+            each += cost
+            held += (2 * arcs + nodes) * self.graph.index_dtype.itemsize
+            nodes = min(nodes + arcs, self.graph.n_nodes)
         # Those that are ready may be in use while the next pass is made.
-        each = sum(self._costs) + (self._costs[-1] if self.prefetch else 0)
-        return max(1, int(self._room / (each * _MARGIN)))
+        each += cost if self.prefetch else 0
+        return max(1, int(self._room / (each * _MARGIN))) if each else 1
 
     def _draft(self, number: int, seeds) -> _Draft:
         seeds = check_ids(seeds, self.graph.n_nodes, "seeds")
@@ -212,34 +215,46 @@ class StorageSampler:
         return _Draft(number, seeds)
 
     def _open(self, drafts: list[_Draft]) -> None:
-        """Look up where the lists of all nodes lie."""
-        # Row starts that are on the disk are read for all together.
-        for some in [[draft] for draft in drafts] if self._resident else [drafts]:
-            first, degree = self.graph.spans(np.concatenate([draft.nodes for draft in some]))
-            low = 0
-            for draft in some:
-                own = slice(low, low + len(draft.nodes))
-                draft.open(first[own], degree[own], self.fanouts[draft.hop], self.graph.index_dtype)
-                low = own.stop
+        """Look up how many arcs each draws."""
+        dtype = self.graph.index_dtype
+        if self._indptr is not None:
+            for draft in drafts:
+                draft.arcs = int(self._starts(draft)[-1])
+            return
+        first, degree = self.graph.spans(np.concatenate([draft.nodes for draft in drafts]))
+        low = 0
+        for draft in drafts:
+            own = slice(low, low + len(draft.nodes))
+            draft.first, draft.degree = first[own].astype(dtype), degree[own].astype(dtype)
+            draft.arcs = int(self._starts(draft)[-1])
+            low = own.stop
 
-    def _fitting(self, drafts: list[_Draft]) -> int:
+    def _starts(self, draft: _Draft) -> np.ndarray:
+        """Row starts of the block of the present hop."""
+        indptr, fanout = np.empty(len(draft.nodes) + 1, self.graph.index_dtype), self.fanouts[draft.hop]
+        if self._indptr is not None:
+            sampling.spans(self._indptr, draft.nodes, fanout, indptr)
+        else:
+            indptr[0] = 0
+            np.cumsum(draft.degree if fanout < 0 else np.minimum(draft.degree, fanout), out=indptr[1:])
+        return indptr
+
+    def _fitting(self, drafts: list[_Draft], ready: int) -> int:
         """How many of the minibatches, from the first on, can take their present hops together."""
-        # An arc's number and end share a place; another one sorts them.
-        width = self.graph.index_dtype.itemsize + 4 + (self.graph.dtype.itemsize if self.weighted else 0)
-        need = [draft.nbytes + width * draft.arcs for draft in drafts]
+        need = [draft.nbytes + self._arc_bytes * draft.arcs for draft in drafts]
         for draft, cost in zip(drafts, need, strict=True):
             self._costs[draft.hop] = max(self._costs[draft.hop], cost)
         # To number what one has reached takes a table, and its block.
-        closing = max((2 * self._table_size(len(draft.nodes) + draft.arcs) * self.graph.index_dtype.itemsize
-                       + 16 * draft.arcs for draft in drafts), default=0)
-        total = np.cumsum(need) + closing
-        fits = int(np.searchsorted(total, self._room - self._ready, "right"))
-        if not fits and total[0] > self._room:
+        closing = [2 * self._table_size(len(draft.nodes) + draft.arcs) * self.graph.index_dtype.itemsize
+                   + 16 * draft.arcs for draft in drafts]
+        total = np.cumsum(need) + np.maximum.accumulate(closing)
+        arcs = np.cumsum([draft.arcs for draft in drafts])
+        if total[0] > self._room or arcs[0] > _INT32_MAX:
             least = int(total[0]) + self.memory_limit - self._room
             raise MemoryLimitError(f"memory_limit={format_bytes(self.memory_limit)} is too small: minibatch "
-                                   f"{drafts[0].number} of {len(drafts[0].seeds)} seeds needs {-(-least // 10**6)}MB; "
-                                   f"raise the limit, or make minibatches or fanouts smaller")
-        return max(1, fits)
+                                   f"{drafts[0].number} of {len(drafts[0].seeds)} seeds draws {arcs[0]} arcs and needs "
+                                   f"{-(-least // 10**6)}MB; raise the limit, or make minibatches or fanouts smaller")
+        return max(1, int(((total <= self._room - ready) & (arcs <= _INT32_MAX)).sum()))
 
     def _read(self, drafts: list[_Draft], epoch: int) -> None:
         """Draw arcs, and bring what is at their places."""
@@ -248,17 +263,22 @@ class StorageSampler:
         arcs = np.empty(int(stops[-1]), dtype)
         own = [arcs[stop - draft.arcs:stop] for draft, stop in zip(drafts, stops.tolist(), strict=True)]
         for draft, edges in zip(drafts, own, strict=True):
-            self._choose(draft, epoch, edges)
+            self._choose(draft, epoch, self._starts(draft), edges)
         weights = self.graph.read_weights(arcs) if self.weighted else None
         self.graph.replace_by_ends(arcs)
         for draft, ends, stop in zip(drafts, own, stops.tolist(), strict=True):
             draft.ends = ends
             draft.weights = None if weights is None else weights[stop - draft.arcs:stop].copy()
 
-    def _choose(self, draft: _Draft, epoch: int, edges: np.ndarray) -> np.ndarray:
-        taken = np.zeros(int(draft.degree.max(initial=0)) // 64 + 1, np.uint64)
+    def _choose(self, draft: _Draft, epoch: int, indptr: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """Draw the arcs of the present hop, the same ones each time."""
         key = derive(self.seed, epoch, draft.number, draft.hop)
-        draws.choose(draft.nodes, draft.first, draft.degree, draft.indptr, key, taken, edges)
+        if self._indptr is not None:
+            taken = np.zeros(self._longest // 64 + 1, np.uint64)
+            sampling.choose(self._indptr, draft.nodes, indptr, key, taken, edges)
+        else:
+            taken = np.zeros(int(draft.degree.max(initial=0)) // 64 + 1, np.uint64)
+            draws.choose(draft.nodes, draft.first, draft.degree, indptr, key, taken, edges)
         return edges
 
     def _close(self, draft: _Draft, epoch: int) -> None:
@@ -274,8 +294,9 @@ class StorageSampler:
         if count < 0:
             raise self.graph.broken_ends()
         # Drawn a second time, which is quicker than to hold them all.
-        edges = self._choose(draft, epoch, np.empty_like(indices))
-        draft.blocks.append(Block(draft.indptr, indices, count, known, edges, draft.weights))
+        indptr = self._starts(draft)
+        edges = self._choose(draft, epoch, indptr, np.empty_like(indices))
+        draft.blocks.append(Block(indptr, indices, count, known, edges, draft.weights))
         draft.nodes = reached[:count].copy()
         draft.close()
 
