@@ -188,7 +188,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 class _Form(NamedTuple):
-    """How the lines of an edge list are read: options of numpy.loadtxt, the columns, and whether there are any lines."""
+    """How the lines of an edge list are read: options of numpy.loadtxt, the columns, and whether there are no edges."""
 
     options: dict[str, Any]
     columns: list[tuple[str, type]]

@@ -2,7 +2,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -220,8 +221,9 @@ class GraphStorage:
         return self.n_nodes
 
     def __repr__(self) -> str:
-        return (f"GraphStorage({str(self.path)!r}, {self.n_nodes} nodes, {self.nnz} arcs, "
-                f"{'weighted, ' if self.weighted else ''}{format_bytes(self.nbytes)}{', closed' if self.closed else ''})")
+        weighted, state = "weighted, " if self.weighted else "", ", closed" if self.closed else ""
+        return (f"GraphStorage({str(self.path)!r}, {self.n_nodes} nodes, {self.nnz} arcs, {weighted}"
+                f"{format_bytes(self.nbytes)}{state})")
 
     # Row starts
 
@@ -530,26 +532,22 @@ class GraphStorage:
         """
         damaged: list[tuple[int, int]] = []
         unchecked: list[tuple[int, int]] = [] if self._layout.summed else [(0, self.n_nodes)]
-        for name, file in self._layout.files.items():
-            if not self._layout.summed:
-                continue
+        for name, file in self._layout.files.items() if self._layout.summed else ():
             with BlockFile(file.path, direct=True, io_threads=self.io_threads, stats=self.stats) as disk:
-                found, unknown = checksums.check(disk, file.offset, file.nbytes,
-                                                 lambda file=file: checksums.load_table(table_of(file.path), file.nbytes))
-            for ranges, target in ((found, damaged), (unknown, unchecked)):
-                for low, high in checksums.row_ranges(ranges, file.dtype.itemsize, file.length):
-                    if name == "indptr":
-                        target.append((max(low - 1, 0), min(high, self.n_nodes)))
-                    else:
-                        target.append((self._row_of(low), self._row_of(high - 1) + 1))
+                found = checksums.check(disk, file.offset, file.nbytes,
+                                        partial(checksums.load_table, table_of(file.path), file.nbytes))
+            for extents, target in zip(found, (damaged, unchecked), strict=True):
+                for low, high in checksums.row_ranges(extents, file.dtype.itemsize, file.length):
+                    target.append((max(low - 1, 0), min(high, self.n_nodes)) if name == "indptr" else
+                                  (self._row_of(low), self._row_of(high - 1) + 1))
         if not damaged:
             for start, starts in self._pieces(_CHUNK):
                 bad = np.zeros(len(starts) - 1, np.uint8)
                 ends = self._read("indices", int(starts[0]), int(starts[-1]))
                 draws.misplaced(starts - starts[0], ends, self.n_nodes, bad)
                 damaged += [(start + row, start + row + 1) for row in np.flatnonzero(bad).tolist()]
-        ranges = checksums.merged(damaged)
-        return VerifyReport(self.path, self.n_nodes, ranges, checksums.merged(unchecked), checksums.members(ranges))
+        rows = checksums.merged(damaged)
+        return VerifyReport(self.path, self.n_nodes, rows, checksums.merged(unchecked), checksums.members(rows))
 
     def _pieces(self, most: int) -> Iterator[tuple[int, np.ndarray]]:
         """Row starts of blocks of rows with at most so many arcs, but for a node that has more, and so many nodes."""

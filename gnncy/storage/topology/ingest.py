@@ -25,8 +25,8 @@ def write_edges(path, edges, n_nodes: int | None, directed: bool, limit: int, ov
     if isinstance(edges, np.ndarray):
         _check_pairs(edges, "edges")
         if n_nodes is None:
-            n_nodes = 1 + max((int(edges[k:k + _EDGES].max()) for k in range(0, len(edges), _EDGES)), default=-1)
-        edges = (edges[k:k + _EDGES] for k in range(0, len(edges), _EDGES))
+            n_nodes = 1 + max((int(piece.max()) for piece in _slices(edges)), default=-1)
+        edges = _slices(edges)
     elif n_nodes is None:
         raise ValueError("n_nodes is needed with an iterable of pieces: what they hold is seen only once")
     n_nodes = check_int(n_nodes, "n_nodes", 0, MOST)
@@ -36,10 +36,9 @@ def write_edges(path, edges, n_nodes: int | None, directed: bool, limit: int, ov
                                f"{format_bytes(least)} are needed")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.spill-") as folder:
-        spilled = _Spilled(Path(folder), n_nodes, directed)
-        for piece in edges:
-            spilled.add(piece)
-        spilled.end()
+        with _Spilled(Path(folder), n_nodes, directed) as spilled:
+            for piece in edges:
+                spilled.add(piece)
         room = (limit - _SCRATCH) // (WEIGHED_BYTES if spilled.weighted else KEY_BYTES)
         arcs = distinct(spilled.pieces(), spilled.count, 0, max(n_nodes, 1) ** 2, room, Path(folder))
         with writing(path, n_nodes, np.float32 if spilled.weighted else None, overwrite) as writer:
@@ -64,9 +63,9 @@ class _Spilled:
         """Edges: an array (k, 2), or sources, targets and perhaps weights."""
         if isinstance(piece, np.ndarray):
             _check_pairs(piece, "a piece of edges")
-            parts = (piece[:, 0], piece[:, 1])
+            parts = [piece[:, 0], piece[:, 1]]
         else:
-            parts = tuple(np.asarray(part) for part in piece)
+            parts = [np.asarray(part) for part in piece]
         if len(parts) not in (2, 3) or any(part.shape != parts[0].shape for part in parts):
             raise ValueError(f"a piece of edges must be an array of shape (k, 2), or sources, targets and perhaps "
                              f"weights of one length, got shapes {[part.shape for part in parts]}")
@@ -87,7 +86,10 @@ class _Spilled:
             check_finite(weights, "weights of edges")
             weights.tofile(self._files[1])
 
-    def end(self) -> None:
+    def __enter__(self) -> "_Spilled":
+        return self
+
+    def __exit__(self, *error) -> None:
         for file in self._files:
             file.close()
 
@@ -98,6 +100,11 @@ class _Spilled:
             self._weights.unlink()
             while (some := np.fromfile(keys, np.int64, _EDGES)).size:
                 yield some, np.fromfile(weights, np.float32, _EDGES) if self.weighted else None
+
+
+def _slices(edges: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(edges), _EDGES):
+        yield edges[start:start + _EDGES]
 
 
 def _check_pairs(edges: np.ndarray, name: str) -> None:

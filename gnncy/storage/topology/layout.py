@@ -1,4 +1,4 @@
-"""How a graph lies in a folder: ``indptr.npy``, ``indices.npy``, perhaps ``data.npy``, and what says that they are whole."""
+"""How a graph lies in a folder: ``indptr.npy``, ``indices.npy``, perhaps ``data.npy``, and a manifest."""
 import json
 import os
 import secrets
@@ -68,8 +68,8 @@ def read_layout(folder: Path) -> Layout:
         except (FileNotFoundError, NotADirectoryError):
             if name == "data":
                 continue
-            raise StorageError(f"{path}: missing, so {folder} is not a graph on disk, or writing it was cut short; make "
-                               f"one with GraphStorage.create or from_edges") from None
+            raise StorageError(f"{path}: missing, so {folder} is not a graph on disk, or writing it was cut short; "
+                               f"make one with GraphStorage.create or from_edges") from None
         kinds = ("float32", "float64") if name == "data" else ("int32", "int64")
         if len(shape) != 1 or dtype.name not in kinds or dtype.byteorder == ">":
             raise StorageError(f"{path}: an array of shape {shape} and dtype {dtype}, need one axis of "
@@ -77,9 +77,9 @@ def read_layout(folder: Path) -> Layout:
         files[name] = ArrayFile(path, shape[0], dtype, offset)
     layout = Layout(files, (folder / MANIFEST).exists())
     if layout.files["indptr"].length == 0 or "data" in files and files["data"].length != layout.nnz:
-        raise StorageError(f"{folder}: {files['indptr'].length} row starts, {layout.nnz} indices and "
-                           f"{files['data'].length if 'data' in files else 'no'} weights do not belong together; restore "
-                           f"the folder from a copy")
+        weights = files["data"].length if "data" in files else "no"
+        raise StorageError(f"{folder}: {files['indptr'].length} row starts, {layout.nnz} indices and {weights} weights "
+                           f"do not belong together; restore the folder from a copy")
     if layout.summed:
         _check_manifest(folder / MANIFEST, layout, headers)
     return layout
@@ -99,8 +99,8 @@ def _check_manifest(path: Path, layout: Layout, headers: dict[str, int]) -> None
                            f"create the graph again")
     found = {"n_nodes": layout.n_nodes, "nnz": layout.nnz, "headers": headers, "extent_bytes": checksums.EXTENT}
     if said != found:
-        raise StorageError(f"{path.parent}: the headers of its files ({found}) are not those that {path.name} describes "
-                           f"({said}); restore the folder from a copy")
+        raise StorageError(f"{path.parent}: the headers of its files ({found}) are not those that {path.name} "
+                           f"describes ({said}); restore the folder from a copy")
 
 
 class GraphWriter:

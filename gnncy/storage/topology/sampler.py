@@ -15,7 +15,7 @@ from gnncy.graph.sampler import check_fanouts
 from gnncy.storage._blocks import in_background
 from gnncy.storage.topology.graph import GraphStorage
 
-_SCRATCH = 8_000_000  # bytes of the pieces that are read, for planning reads, and for what cannot be counted
+_SCRATCH = 10_000_000  # bytes of the pieces that are read, for planning reads, and for what cannot be counted
 _MARGIN = 1.1  # by which a minibatch may be larger than those before it
 _INT32_MAX = np.iinfo(np.int32).max
 _NONE = np.zeros(0, np.int64)
@@ -191,7 +191,8 @@ class StorageSampler:
             for draft in active:
                 self._close(draft, epoch)
             ready = self._costs[-1] * len(last) if self.prefetch else 0
-            yield last
+            if last:
+                yield last
 
     def _beginners(self, nodes: int) -> int:
         """Minibatches of so many seeds to begin: as many as fit if as many are at every hop."""

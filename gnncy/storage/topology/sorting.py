@@ -24,10 +24,10 @@ def distinct(pieces: Iterable[Piece], total: int, low: int, high: int, room: int
         yield from _sorted(pieces, total)
         return
     if high - low <= 1:
-        found = [(True, None if weights is None else weights.max()) for keys, weights in pieces if keys.size]
+        found = [None if weights is None else weights.max() for keys, weights in pieces if keys.size]
         if found:
-            weighted = found[0][1] is not None
-            yield np.array([low]), np.array([max(weight for _, weight in found)]) if weighted else None
+            largest = [weight for weight in found if weight is not None]
+            yield np.array([low]), np.array([max(largest)]) if largest else None
         return
     assert folder is not None
     # A quarter more parts than an even spread needs; a part that is too full is spilled again.
