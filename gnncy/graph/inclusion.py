@@ -1,5 +1,5 @@
 """How probable it is that a node lies in a minibatch of a neighbour sampler."""
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -74,30 +74,57 @@ def inclusion_probabilities(adjacency, seeds, fanouts: Sequence[int], batch_size
     """
     graph = as_csr(adjacency)
     n = graph.shape[0]
+    limits, state = _begin(n, seeds, fanouts, batch_size, weights)
+    np.subtract(graph.indptr[1:], graph.indptr[:-1], out=state[:, -1], casting="unsafe")
+    in_indptr, in_indices = _arriving(graph)
+    out = np.empty(n, np.float32)
+    for hop in range(1, len(limits) + 1):
+        target = state[:, hop] if hop < len(limits) else out
+
+        def work(start: int, stop: int) -> None:
+            inclusion.hop(graph.indptr, graph.indices, in_indptr, in_indices, state, limits, bool(replace),
+                          hop, 0, start, stop, target)  # noqa: B023
+
+        run_pieces(work, n, _NODES)
+    return out
+
+
+def inclusion_by_blocks(blocks: Callable[[], Iterable], n: int, degrees: np.ndarray, seeds, fanouts, batch_size: int
+                        ) -> np.ndarray:
+    """What :func:`inclusion_probabilities` gives for a symmetric graph of which some rows at a time are in memory.
+
+    ``blocks()`` gives them once for each hop: the number of the first row, and a csr_array.
+    """
+    limits, state = _begin(n, seeds, fanouts, batch_size, None)
+    state[:, -1] = degrees
+    out = np.empty(n, np.float32)
+    for hop in range(1, len(limits) + 1):
+        target = state[:, hop] if hop < len(limits) else out
+        for first, rows in blocks():
+            indptr = rows.indptr.astype(rows.indices.dtype, copy=False)
+
+            def work(start: int, stop: int) -> None:
+                inclusion.hop(indptr, rows.indices, indptr, rows.indices, state, limits, False, hop, first,  # noqa: B023
+                              first + start, first + stop, target)  # noqa: B023
+
+            run_pieces(work, rows.shape[0], _NODES)
+    return out
+
+
+def _begin(n: int, seeds, fanouts, batch_size: int, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Fan-outs, infinite where all neighbours are taken; and the nodes' state before the first hop."""
     if isinstance(fanouts, (str, bytes)) or not hasattr(fanouts, "__len__") or not 0 < len(fanouts) <= _HOPS:
         raise TypeError(f"fanouts must be a sequence of 1 to {_HOPS} integers, one a hop, got {fanouts!r}")
     limits = np.array([check_int(k, f"fanouts[{hop}]", low=-1) for hop, k in enumerate(fanouts)], np.float64)
     if 0 in limits:
         raise ValueError(f"fanouts must be at least 1, or -1 for all neighbours, got {tuple(fanouts)}")
     limits[limits < 0] = np.inf
-    hops = len(limits)
-    state = np.zeros((n, hops + 1), np.float32)
+    state = np.zeros((n, len(limits) + 1), np.float32)
     seeds = check_ids(seeds, n, "seeds")
     state[seeds, 0] = seed_probabilities(len(seeds), batch_size, weights)
     if np.count_nonzero(state[:, 0]) != np.count_nonzero(state[seeds, 0]):
         raise ValueError("seeds must be distinct; give np.unique(seeds)")
-    np.subtract(graph.indptr[1:], graph.indptr[:-1], out=state[:, hops], casting="unsafe")
-    in_indptr, in_indices = _arriving(graph)
-    out = np.empty(n, np.float32)
-    for hop in range(1, hops + 1):
-        target = state[:, hop] if hop < hops else out
-
-        def work(start: int, stop: int) -> None:
-            inclusion.hop(graph.indptr, graph.indices, in_indptr, in_indices, state, limits, bool(replace),
-                          hop, start, stop, target)  # noqa: B023
-
-        run_pieces(work, n, _NODES)
-    return out
+    return limits, state
 
 
 def seed_probabilities(n_seeds: int, batch_size: int, weights=None) -> np.ndarray | float:

@@ -31,9 +31,12 @@ cdef inline double without(double reached, double helped) noexcept nogil:
 
 
 def hop(const index[::1] indptr, const index[::1] indices, const index[::1] in_indptr, const index[::1] in_indices,
-        const float[:, ::1] state, const double[::1] fanouts, bint replace, Py_ssize_t hops, Py_ssize_t start,
-        Py_ssize_t stop, float[:] out):
-    """Write the probability of each node start..stop to be reached within ``hops`` hops, from those within fewer."""
+        const float[:, ::1] state, const double[::1] fanouts, bint replace, Py_ssize_t hops, Py_ssize_t first,
+        Py_ssize_t start, Py_ssize_t stop, float[:] out):
+    """Write the probability of each node start..stop to be reached within ``hops`` hops, from those within fewer.
+
+    Row i of the lists is that of node ``first + i``.
+    """
     cdef Py_ssize_t e, t, v, u, other, last = state.shape[1] - 1, m = in_indices.shape[0]
     cdef double reached, share, to_v, to_u, x, y, fresh_u, fresh_v, before_x, before_y, step
     cdef double[DEPTH] chances
@@ -43,16 +46,16 @@ def hop(const index[::1] indptr, const index[::1] indices, const index[::1] in_i
             for t in range(hops):
                 chances[t] = chance(1 / max(state[v, last], 1.0), fanouts[t], replace)
             reached = state[v, 0]
-            other = indptr[v]
-            for e in range(in_indptr[v], in_indptr[v + 1]):
+            other = indptr[v - first]
+            for e in range(in_indptr[v - first], in_indptr[v - first + 1]):
                 if e + AHEAD < m:
                     prefetch(&state[in_indices[e + AHEAD], 0])
                 u = in_indices[e]
                 if u == v or state[u, hops - 1] == 0:
                     continue
-                while other < indptr[v + 1] and indices[other] < u:
+                while other < indptr[v - first + 1] and indices[other] < u:
                     other += 1
-                mutual = other < indptr[v + 1] and indices[other] == u
+                mutual = other < indptr[v - first + 1] and indices[other] == u
                 # to_v: u was reached without v and took v; to_u: v was reached without u and took u. Of those reached,
                 # fresh has not yet taken the other.
                 share = 1 / <double>state[u, last]
