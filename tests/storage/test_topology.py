@@ -15,8 +15,8 @@ from gnncy._random import derive, mix64
 from gnncy._threads import working_threads
 from gnncy.datasets import ingest_edges, make_rmat, read_graph, write_rmat
 from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
-from gnncy.graph import NeighborSampler, as_csr, degrees
-from gnncy.storage import GraphStorage, StorageSampler
+from gnncy.graph import NeighborSampler, as_csr, degrees, inclusion_probabilities
+from gnncy.storage import ColdTierLoader, FeatureStorage, GraphStorage, StorageSampler
 from gnncy.storage._blocks import npy_header
 from gnncy.storage.plans import DiskModel
 from gnncy.storage.topology import graph as graph_module
@@ -550,3 +550,35 @@ def test_manifest_says_what_is_there(tmp_path):
     assert (meta["format"], meta["version"], meta["n_nodes"], meta["nnz"]) == ("gnncy-topology", 1, 300, graph.nnz)
     assert np.array_equal(np.load(tmp_path / "graph" / "indices.npy"), graph.indices)
     assert np.load(tmp_path / "graph" / "indptr.npy").dtype == np.int64
+
+
+# Together with features on disk
+
+def test_inclusion_probabilities_are_those_of_memory(rmat, monkeypatch):
+    graph, folder = make_rmat(9, 8, n_features=1).adjacency, rmat[1].parent / "symmetric"
+    with GraphStorage.create(folder, graph) as stored:
+        monkeypatch.setattr(stored, "iter_rows", lambda: GraphStorage.iter_rows(stored, 500))
+        for fanouts in ((3,), (4, 3), (2, -1, 2)):
+            found = stored.inclusion_probabilities(np.arange(100), fanouts, 10)
+            assert np.array_equal(found, inclusion_probabilities(graph, np.arange(100), fanouts, 10))
+    with GraphStorage(rmat[1]) as stored:
+        assert stored.symmetric is False
+        with pytest.raises(GraphFormatError, match="need a symmetric graph"):
+            stored.inclusion_probabilities([0], (2,), 1)
+
+
+@pytest.mark.parametrize("plan", ["A", "B", "C", "D"])
+def test_a_loader_takes_a_graph_on_disk(tmp_path, plan):
+    data = make_rmat(10, 8, n_features=8)
+    features = FeatureStorage.from_array(data.features, tmp_path / "features.npy")
+    seeds = np.arange(0, 1024, 3)
+    options = {"fanouts": (4, 3), "batch_size": 32, "memory_limit": "100MB", "seed": 3, "plan": plan, "disk": DISK}
+    with features, GraphStorage.create(tmp_path / "graph", data.adjacency) as stored, \
+            ColdTierLoader(features, stored, seeds, **options) as ours, \
+            ColdTierLoader(features, data.adjacency, seeds, **options) as theirs:
+        for epoch in range(2):
+            for a, b in zip(ours.epoch(epoch), theirs.epoch(epoch), strict=True):
+                same_batch(a.batch, b.batch)
+                assert np.array_equal(a.features, b.features) and a.batch_index == b.batch_index
+        last = list(ours.epoch(1, 9))
+        assert len(last) == ours.n_batches - 9 and last[-1].batch_index == ours.n_batches - 1

@@ -24,9 +24,11 @@ from gnncy.storage.plans.model import Accesses, Host, check_inclusion, hottest
 from gnncy.storage.plans.plan import PLANS, EpochPlan
 from gnncy.storage.plans.planner import Planner
 from gnncy.storage.sources import as_storage
+from gnncy.storage.topology import GraphStorage, StorageSampler
 
 _PROBES = 8  # minibatches that are drawn to see how many rows they need, and which
 _AHEAD = 2  # minibatches that are drawn ahead, where there are threads for that
+_TOPOLOGY = 0.4  # of the limit, for sampling from a graph that is on disk
 _TABLES = 0.25  # of the limit, at most, for the tables of two threads that draw minibatches at a time
 _OVERHEAD = 16_000_000  # bytes for what cannot be counted: objects, stacks of threads, what malloc keeps
 
@@ -44,7 +46,9 @@ class ColdTierLoader:
     storage : storage, path-like or array-like, shape (n, dim)
         Anything that :func:`as_storage` takes whose rows are dense; a path is opened, and closed with the loader. An
         array is already in memory and is read from there.
-    adjacency : sparse or dense array, shape (n, n)
+    adjacency : sparse or dense array, shape (n, n), or GraphStorage
+        A graph on disk is sampled within the limit too, for which four tenths of it are set aside. Unless it is
+        symmetric, ``inclusion`` is needed.
     seeds : array of int, shape (k,), or boolean mask, shape (n,)
         Distinct node ids, each of which is in one minibatch of an epoch.
     fanouts : sequence of int
@@ -136,7 +140,8 @@ class ColdTierLoader:
     def _prepare(self, storage, adjacency, seeds, fanouts, batch_size, memory_limit, plan, seed, shuffle, disk,
                  spill_folder, inclusion, measure: Callable[..., DiskModel], probes: Iterable | None = None) -> None:
         """Check the arguments, and plan."""
-        self.adjacency = as_csr(adjacency)
+        on_disk = isinstance(adjacency, GraphStorage)
+        self.adjacency = adjacency if on_disk else as_csr(adjacency)
         n = self.adjacency.shape[0]
         self.seeds = check_ids(seeds, n, "seeds")
         if len(self.seeds) == 0:
@@ -145,10 +150,16 @@ class ColdTierLoader:
         self.memory_limit = parse_bytes(memory_limit)
         self._wanted = check_choice(plan, "plan", ("auto", *PLANS))
         self.seed, self.shuffle = seed_from(seed), bool(shuffle)
-        self.sampler = NeighborSampler(self.adjacency, fanouts, seed=derive(self.seed, "sample"))
         self.n_batches = -(-len(self.seeds) // self.batch_size)
-        table = self.adjacency.indices.itemsize * n
-        alone = 2 * table > _TABLES * self.memory_limit
+        key = derive(self.seed, "sample")
+        self.sampler: NeighborSampler | StorageSampler
+        if on_disk:
+            # Minibatches are drawn twice, by two iterations that each sample as many at a time as they may.
+            table = int(_TOPOLOGY / 2 * self.memory_limit)
+            self.sampler, alone = StorageSampler(adjacency, fanouts, seed=key, memory_limit=table, prefetch=False), False
+        else:
+            self.sampler, table = NeighborSampler(adjacency, fanouts, seed=key), self.adjacency.indices.itemsize * n
+            alone = 2 * table > _TABLES * self.memory_limit
         self._held = _OVERHEAD + 24 * len(self.seeds) + (table if alone else 2 * table)
         self._source = _Batches(self.sampler, self.seeds, self.batch_size, self.seed, self.shuffle, alone)
         self._own = isinstance(storage, (str, bytes)) or hasattr(storage, "__fspath__")
@@ -189,6 +200,8 @@ class ColdTierLoader:
                 f"memory_limit={format_bytes(self.memory_limit)} is too small: inclusion probabilities of "
                 f"{self.adjacency.shape[0]} nodes over {len(self.sampler.fanouts)} hops need {-(-need // 10**6)} MB; "
                 f"raise memory_limit to {-(-need // 10**6)}MB or more, or compute them elsewhere and pass inclusion=")
+        if isinstance(self.adjacency, GraphStorage):
+            return self.adjacency.inclusion_probabilities(self.seeds, self.sampler.fanouts, self.batch_size)
         return inclusion_probabilities(self.adjacency, self.seeds, self.sampler.fanouts, self.batch_size)
 
     def _probe(self) -> tuple[list[SampledBatch], float]:
@@ -368,8 +381,8 @@ class Epoch:
 class _Batches:
     """The minibatches of an epoch, drawn anew, and the same, by every iteration."""
 
-    def __init__(self, sampler: NeighborSampler, seeds: np.ndarray, batch_size: int, seed: int, shuffle: bool,
-                 alone: bool):
+    def __init__(self, sampler: NeighborSampler | StorageSampler, seeds: np.ndarray, batch_size: int, seed: int,
+                 shuffle: bool, alone: bool):
         self.guard = threading.Lock() if alone else nullcontext()  # a thread that draws keeps a table of all nodes
         self.sampler, self.seeds, self.batch_size, self.seed, self.shuffle = sampler, seeds, batch_size, seed, shuffle
         self.epoch = self.first = 0
@@ -381,6 +394,9 @@ class _Batches:
 
     def __iter__(self) -> Iterator[SampledBatch]:
         numbers = iter(range(self.first, self.first + len(self)))
+        if isinstance(self.sampler, StorageSampler):
+            yield from self.sampler.sample_many(map(self.seeds_of, numbers), epoch=self.epoch, first=self.first)
+            return
         if current_threads() == 1:
             yield from map(self.draw, numbers)
             return
@@ -402,13 +418,17 @@ class _Batches:
 
     def draw(self, batch: int) -> SampledBatch:
         """Minibatch number ``batch`` of the epoch."""
+        seeds = self.seeds_of(batch)
+        with self.guard:
+            return self.sampler.sample(seeds, epoch=self.epoch, batch=batch)
+
+    def seeds_of(self, batch: int) -> np.ndarray:
+        """Its seeds."""
         if self._order[0] != self.epoch:
             order = stream(self.seed, "order", self.epoch).permutation(self.seeds) if self.shuffle else self.seeds
             self._order = self.epoch, order
         start = batch * self.batch_size
-        seeds = self._order[1][start:start + self.batch_size]
-        with self.guard:
-            return self.sampler.sample(seeds, epoch=self.epoch, batch=batch)
+        return self._order[1][start:start + self.batch_size]
 
 
 def _timed(probes: Iterable) -> tuple[list, float]:

@@ -13,8 +13,9 @@ import scipy.sparse as sp
 from gnncy._check import check_ids, check_int
 from gnncy._kernels.topology import draws
 from gnncy._memory import available, format_bytes, parse_bytes
-from gnncy.errors import MemoryLimitError, StorageError
-from gnncy.graph import as_csr
+from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
+from gnncy.graph import as_csr, is_symmetric
+from gnncy.graph.inclusion import inclusion_by_blocks
 from gnncy.storage._blocks import PAGE, BlockFile, IOStatistics, ahead, ascending, direct_empty
 from gnncy.storage.layout import checksums
 from gnncy.storage.layout.checksums import VerifyReport
@@ -58,6 +59,8 @@ class GraphStorage:
         Of the indices of samples and of :meth:`to_csr`: int32 if nodes and arcs can be counted by it, else int64.
     dtype : numpy.dtype
         Of the weights.
+    symmetric : bool or None
+        Whether every arc has a reverse arc of the same weight; None where that was not written down.
     stats : IOStatistics
 
     Raises
@@ -85,7 +88,7 @@ class GraphStorage:
         self.stats = IOStatistics()
         self._layout = read_layout(self.path)
         self.n_nodes, self.nnz = self._layout.n_nodes, self._layout.nnz
-        self.weighted = "data" in self._layout.files
+        self.weighted, self.symmetric = "data" in self._layout.files, self._layout.symmetric
         self.dtype = self._layout.files["data"].dtype if self.weighted else np.dtype(np.float32)
         self.index_dtype = np.dtype(np.int32 if max(self.n_nodes, self.nnz) <= _INT32_MAX else np.int64)
         self._pid = os.getpid()
@@ -130,7 +133,7 @@ class GraphStorage:
         """
         graph = as_csr(adjacency)
         weights = None if (graph.data == 1).all() else graph.data.dtype
-        with writing(path, graph.shape[0], weights, overwrite) as writer:
+        with writing(path, graph.shape[0], weights, is_symmetric(graph), overwrite) as writer:
             for start in range(0, graph.shape[0] + 1, _SLICE):
                 writer.start_rows(graph.indptr[start:start + _SLICE])
             for start in range(0, graph.nnz, _CHUNK):
@@ -447,6 +450,31 @@ class GraphStorage:
         values = np.empty(len(places), file.dtype)
         block.gather(rows * size + file.offset, np.broadcast_to(size, len(rows)), order * size, values)
         out[places] = values
+
+    def inclusion_probabilities(self, seeds, fanouts, batch_size: int) -> np.ndarray:
+        """Probability of each node to be in a minibatch, as :func:`gnncy.graph.inclusion_probabilities` computes it.
+
+        Every hop is one pass over the arcs.
+
+        Parameters
+        ----------
+        seeds, fanouts, batch_size
+            As there.
+
+        Returns
+        -------
+        ndarray of float32, shape (n,)
+
+        Raises
+        ------
+        GraphFormatError
+            If the graph is not known to be symmetric: arcs that arrive at a node are needed, and those that leave it
+            are at hand.
+        """
+        if not self.symmetric:
+            raise GraphFormatError(f"{self.path}: inclusion probabilities need a symmetric graph on disk; compute them "
+                                   f"with gnncy.graph.inclusion_probabilities where the graph fits into memory")
+        return inclusion_by_blocks(self.iter_rows, self.n_nodes, self.degrees(), seeds, fanouts, batch_size)
 
     def to_csr(self, memory_limit: int | float | str | None = None) -> sp.csr_array:
         """The whole graph in memory.

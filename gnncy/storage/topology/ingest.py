@@ -41,7 +41,7 @@ def write_edges(path, edges, n_nodes: int | None, directed: bool, limit: int, ov
                 spilled.add(piece)
         room = (limit - _SCRATCH) // (WEIGHED_BYTES if spilled.weighted else KEY_BYTES)
         arcs = distinct(spilled.pieces(), spilled.count, 0, max(n_nodes, 1) ** 2, room, Path(folder))
-        with writing(path, n_nodes, np.float32 if spilled.weighted else None, overwrite) as writer:
+        with writing(path, n_nodes, np.float32 if spilled.weighted else None, not directed, overwrite) as writer:
             for keys, weights in arcs:
                 if weights is not None:
                     keys, weights = keys[weights != 0], weights[weights != 0]

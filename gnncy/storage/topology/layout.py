@@ -40,6 +40,7 @@ class Layout(NamedTuple):
 
     files: dict[str, ArrayFile]
     summed: bool  # tables of checksums lie beside the files
+    symmetric: bool | None  # None where it is not known
 
     @property
     def n_nodes(self) -> int:
@@ -75,21 +76,24 @@ def read_layout(folder: Path) -> Layout:
             raise StorageError(f"{path}: an array of shape {shape} and dtype {dtype}, need one axis of "
                                f"{' or '.join(kinds)}; write the graph again with GraphStorage.create")
         files[name] = ArrayFile(path, shape[0], dtype, offset)
-    layout = Layout(files, (folder / MANIFEST).exists())
+    summed = (folder / MANIFEST).exists()
+    # The folders of generators hold graphs of edges, each in both directions.
+    layout = Layout(files, summed, True if (folder / "meta.json").exists() and not summed else None)
     if layout.files["indptr"].length == 0 or "data" in files and files["data"].length != layout.nnz:
         weights = files["data"].length if "data" in files else "no"
         raise StorageError(f"{folder}: {files['indptr'].length} row starts, {layout.nnz} indices and {weights} weights "
                            f"do not belong together; restore the folder from a copy")
-    if layout.summed:
-        _check_manifest(folder / MANIFEST, layout, headers)
-    return layout
+    return layout._replace(symmetric=_read_manifest(folder / MANIFEST, layout, headers)) if summed else layout
 
 
-def _check_manifest(path: Path, layout: Layout, headers: dict[str, int]) -> None:
+def _read_manifest(path: Path, layout: Layout, headers: dict[str, int]) -> bool:
+    """Hold the files against the manifest; whether the graph is symmetric."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         name, version = meta["format"], meta["version"]
-        said = {k: meta[k] for k in ("n_nodes", "nnz", "headers", "extent_bytes")} if name == FORMAT else {}
+        if (name, version) == (FORMAT, VERSION):
+            said = {key: meta[key] for key in ("n_nodes", "nnz", "headers", "extent_bytes")}
+            symmetric = bool(meta["symmetric"])
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path}: damaged or foreign ({error!r}); restore the folder from a copy") from None
     if name != FORMAT:
@@ -101,15 +105,16 @@ def _check_manifest(path: Path, layout: Layout, headers: dict[str, int]) -> None
     if said != found:
         raise StorageError(f"{path.parent}: the headers of its files ({found}) are not those that {path.name} "
                            f"describes ({said}); restore the folder from a copy")
+    return symmetric
 
 
 class GraphWriter:
     """A graph on its way to disk, row after row."""
 
-    def __init__(self, folder: Path, n_nodes: int, weights):
+    def __init__(self, folder: Path, n_nodes: int, weights, symmetric: bool):
         if n_nodes > MOST:
             raise GraphFormatError(f"n_nodes must be at most {MOST}, got {n_nodes}")
-        self.folder, self.n_nodes = folder, n_nodes
+        self.folder, self.n_nodes, self.symmetric = folder, n_nodes, symmetric
         self.dtypes = {"indptr": np.dtype("<i8"),
                        "indices": np.dtype("<i4" if n_nodes <= np.iinfo(np.int32).max else "<i8")}
         if weights is not None:
@@ -152,7 +157,8 @@ class GraphWriter:
             checksums.save_table(table_of(path), self._sums[name].table())
         with open(self.folder / MANIFEST, "w", encoding="utf-8") as file:
             json.dump({"format": FORMAT, "version": VERSION, "n_nodes": self.n_nodes, "nnz": self._sizes["indices"],
-                       "headers": headers, "extent_bytes": checksums.EXTENT}, file, indent=1)
+                       "symmetric": self.symmetric, "headers": headers, "extent_bytes": checksums.EXTENT}, file,
+                      indent=1)
             file.flush()
             os.fsync(file.fileno())
         fsync_directory(self.folder)
@@ -176,7 +182,7 @@ def _ranges(start: int, stop: int) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def writing(path, n_nodes: int, weights, overwrite: bool) -> Iterator[GraphWriter]:
+def writing(path, n_nodes: int, weights, symmetric: bool, overwrite: bool) -> Iterator[GraphWriter]:
     """A new folder for a graph to be written to; it appears at the end, whole. ``weights`` is their type, or None."""
     path, n_nodes = Path(path), check_int(n_nodes, "n_nodes", 0)
     if path.exists():
@@ -188,7 +194,7 @@ def writing(path, n_nodes: int, weights, overwrite: bool) -> Iterator[GraphWrite
     beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     beside.mkdir()
     try:
-        with GraphWriter(beside, n_nodes, weights) as writer:
+        with GraphWriter(beside, n_nodes, weights, symmetric) as writer:
             yield writer
             writer.finish()
         if path.exists():
