@@ -1,8 +1,8 @@
 """Convolutions whose weights are scores of both ends of an arc."""
 import numpy as np
 
-from gnncy._check import check_float, check_int
-from gnncy.graph import Block
+from gnncy._check import check_array, check_float, check_int
+from gnncy.graph import Block, aggregate
 from gnncy.nn import ops
 from gnncy.nn.conv import GraphModule, add_self_loops, check_rows
 from gnncy.nn.layers import GRUCell, LayerNorm, Linear, glorot_uniform
@@ -59,7 +59,7 @@ class GATConv(_Attention):
     r"""Graph attention: neighbours weighted by a softmax of scores of both ends.
 
     .. math::
-        e_{ij} = \mathrm{leaky}(a_{target} \cdot W x_i + a_{source} \cdot W x_j) \qquad
+        e_{ij} = \mathrm{leaky}(a_{target} \cdot W x_i + a_{source} \cdot W x_j + a_{edge} \cdot V z_{ij}) \qquad
         y_i = \sum_j \mathrm{softmax}_{j \in N(i)}(e_{ij})\, W x_j + b
 
     Parameters
@@ -78,12 +78,17 @@ class GATConv(_Attention):
     weighted : bool
         Let the arcs' weights enter the scores, with a learned factor; the loops get the mean of the target's arcs.
     bias : bool
+    edge_features : int
+        Width of the features z of the arcs, which are then given to each call, ``layer(adjacency, x, z)``: an array of
+        shape (arcs, edge_features), a row an arc in the order of the graph's ``indices``. The loops get the mean of the
+        target's arcs.
     rng : int, Generator or None
 
     Notes
     -----
-    Shapes and graphs as in :class:`GraphModule`. The same results as ``torch_geometric.nn.GATConv``; with ``weighted``
-    as with ``edge_dim=1``.
+    Shapes and graphs as in :class:`GraphModule`. The same results as ``torch_geometric.nn.GATConv``, with
+    ``edge_features`` as its ``edge_dim``; with ``weighted`` as with ``edge_dim=1``. The last term is there with
+    ``edge_features`` alone. Of features on disk, those of a sampled block are ``storage.read_batch(block.edges)``.
 
     References
     ----------
@@ -98,27 +103,61 @@ class GATConv(_Attention):
     """
 
     def __init__(self, in_features: int, out_features: int, heads: int = 1, concat: bool = True, slope: float = 0.2,
-                 dropout: float = 0.0, self_loops: bool = True, weighted: bool = False, bias: bool = True, *, rng=None,
-                 dtype=np.float32):
+                 dropout: float = 0.0, self_loops: bool = True, weighted: bool = False, bias: bool = True, *,
+                 edge_features: int = 0, rng=None, dtype=np.float32):
         self._set(in_features, out_features, heads, concat, slope, dropout, self_loops, weighted, bias, dtype)
+        self.edge_features = check_int(edge_features, "edge_features", 0)
         rng = np.random.default_rng(rng)
         self.linear = Linear(in_features, heads * out_features, bias=False, rng=rng, dtype=dtype)
         self.vector_target, self.vector_source = (_vectors(heads, out_features, rng, dtype) for _ in range(2))
         if weighted:
             self.weight_arc, self.vector_arc = (_vectors(heads, out_features, rng, dtype) for _ in range(2))
+        if edge_features:
+            self.weight_edge = Parameter(glorot_uniform(edge_features, heads * out_features, rng, dtype))
+            self.vector_edge = _vectors(heads, out_features, rng, dtype)
 
-    def forward(self, adjacency, x) -> Tensor:
-        block, x, _ = self._begin(adjacency, x)
-        return self.attend(block, self.linear(x))
+    def forward(self, adjacency, x, edge_features=None) -> Tensor:
+        given = as_block(adjacency)
+        block, x, _ = self._begin(given, x)
+        arcs = None
+        if self.edge_features or edge_features is not None:
+            arcs = self._arc_rows(given, block, edge_features, x.dtype)
+        return self.attend(block, self.linear(x), arcs)
 
-    def attend(self, block: Block, values: Tensor) -> Tensor:
-        """The layer from the sources' rows times the matrix on, for a graph with its loops."""
+    def attend(self, block: Block, values: Tensor, arcs: np.ndarray | None = None) -> Tensor:
+        """The layer from the sources' rows times the matrix on, for a graph with its loops.
+
+        ``arcs`` are the features of the graph's arcs, loops included.
+        """
         values = self._split(values)
         targets = values if block.n_dst == block.n_src else values[:block.n_dst]
         scores = ops.arc_add(block, (targets * self.vector_target).sum(-1), (values * self.vector_source).sum(-1))
         if self.weighted:
             scores = scores + arc_weights(block)[:, None] * (self.weight_arc * self.vector_arc).sum(-1)
+        if arcs is not None:
+            each = self.weight_edge.reshape(self.edge_features, self.heads, self.out_features)
+            scores = scores + Tensor(arcs) @ (each * self.vector_edge).sum(-1)
         return self._end(block, ops.leaky_relu(scores, self.slope), values)
+
+    def _arc_rows(self, given: Block, block: Block, features, dtype) -> np.ndarray:
+        """Features of the arcs of ``block``, which may have loops that ``given`` has not."""
+        shape = (given.n_arcs, self.edge_features)
+        if features is None or not self.edge_features or np.shape(features) != shape:
+            raise ValueError(f"edge_features must have shape {shape} for a layer made with edge_features="
+                             f"{self.edge_features}, got {None if features is None else np.shape(features)}")
+        features = check_array(features, "edge_features", dtype=dtype, finite=False, allow_empty=True)
+        if not self.self_loops:
+            return features
+        targets = np.repeat(np.arange(given.n_dst), np.diff(given.indptr))
+        kept = given.indices != targets
+        rows = np.empty((block.n_arcs, self.edge_features), dtype)
+        first = np.zeros(block.n_arcs, bool)
+        first[block.indptr[:-1]] = True
+        rows[~first] = own = features[kept]
+        indptr = block.indptr - np.arange(block.n_dst + 1, dtype=block.indptr.dtype)  # without the loops
+        each = Block(indptr, np.arange(len(own), dtype=indptr.dtype), len(own), block.n_dst)
+        rows[first] = aggregate(each, own)
+        return rows
 
 
 class GATv2Conv(_Attention):

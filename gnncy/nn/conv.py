@@ -199,11 +199,13 @@ class SAGEConv(GraphModule):
     reduce : {"mean", "sum", "max"}
         A target without neighbours receives a zero.
     bias : bool
+    weighted : bool
+        Weigh neighbours by the arcs' weights; not with ``"max"``.
     rng : int, Generator or None
 
     Notes
     -----
-    Shapes and graphs as in :class:`GraphModule`; weights of arcs do not count. Where that costs less, rows are
+    Shapes and graphs as in :class:`GraphModule`. Where that costs less, rows are
     multiplied before they are aggregated. The same results as ``torch_geometric.nn.SAGEConv``, whose ``lin_l`` is
     ``weight_neigh`` and ``bias``, and ``lin_r`` is ``weight_self``.
 
@@ -219,18 +221,21 @@ class SAGEConv(GraphModule):
     (4, 2)
     """
 
-    def __init__(self, in_features: int, out_features: int, reduce: str = "mean", bias: bool = True, *, rng=None,
-                 dtype=np.float32):
+    def __init__(self, in_features: int, out_features: int, reduce: str = "mean", bias: bool = True, *,
+                 weighted: bool = False, rng=None, dtype=np.float32):
         self.in_features = check_int(in_features, "in_features", 1)
         self.out_features = check_int(out_features, "out_features", 1)
-        self.reduce = check_choice(reduce, "reduce", ("mean", "sum", "max"))
+        self.reduce, self.weighted = check_choice(reduce, "reduce", ("mean", "sum", "max")), bool(weighted)
+        if self.weighted and reduce == "max":
+            raise ValueError("a maximum takes no weights; give weighted=False or another reduce")
         rng = np.random.default_rng(rng)
         self.weight_self = Parameter(glorot_uniform(in_features, out_features, rng, dtype))
         self.weight_neigh = Parameter(glorot_uniform(in_features, out_features, rng, dtype))
         self.bias = Parameter(np.zeros(out_features, dtype)) if bias else None
 
     def forward(self, adjacency, x) -> Tensor:
-        return ops.graph_linear(adjacency, x, self.weight_neigh, self.bias, self.weight_self, self.reduce)
+        return ops.graph_linear(adjacency, x, self.weight_neigh, self.bias, self.weight_self, self.reduce,
+                                self.weighted)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, reduce={self.reduce!r}"
