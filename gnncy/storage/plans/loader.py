@@ -156,7 +156,8 @@ class ColdTierLoader:
         if on_disk:
             # Minibatches are drawn twice, by two iterations that each sample as many at a time as they may.
             table = int(_TOPOLOGY / 2 * self.memory_limit)
-            self.sampler, alone = StorageSampler(adjacency, fanouts, seed=key, memory_limit=table, prefetch=False), False
+            self.sampler = StorageSampler(adjacency, fanouts, seed=key, memory_limit=table, prefetch=False)
+            alone = False
         else:
             self.sampler, table = NeighborSampler(adjacency, fanouts, seed=key), self.adjacency.indices.itemsize * n
             alone = 2 * table > _TABLES * self.memory_limit

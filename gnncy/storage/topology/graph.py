@@ -537,6 +537,51 @@ class GraphStorage:
 
     # The whole of it
 
+    def permute(self, order, path, *, memory_limit: int | float | str = "256MB", edge_features=None, edge_path=None,
+                overwrite: bool = False) -> "GraphStorage":
+        """Write the graph with its nodes renumbered, and the features of its arcs in the order of the new arcs.
+
+        Parameters
+        ----------
+        order : array of int, shape (n,)
+            Node k of the new graph is node ``order[k]`` of this one, as in :func:`gnncy.graph.permute`.
+        path : path-like
+            Folder to make; whole or absent.
+        memory_limit : int or str
+            Bytes to be held at a time; 16 a node are needed throughout. With less, lists of neighbours are read in more
+            passes over this graph.
+        edge_features : storage, shape (nnz, d), optional
+            A row an arc of this graph.
+        edge_path : path-like, optional
+            Where to write the rows for the arcs of the new graph.
+        overwrite : bool
+            Replace what is already there.
+
+        Returns
+        -------
+        GraphStorage
+            The new graph.
+
+        Raises
+        ------
+        ValueError
+            If ``order`` does not hold every node once, or ``edge_features`` are not a row an arc.
+        MemoryLimitError
+            If ``memory_limit`` is too small; the message names the least.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from gnncy.storage import GraphStorage
+        >>> with GraphStorage.create("path", np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])) as graph:
+        ...     with graph.permute([1, 0, 2], "other") as other:
+        ...         other.neighbors(0)
+        array([1, 2])
+        """
+        from gnncy.storage.topology.permuted import write_permuted
+        write_permuted(self, order, path, parse_bytes(memory_limit), edge_features, edge_path, overwrite)
+        return type(self)(path)
+
     def verify(self) -> VerifyReport:
         """Read all files from the disk, hold them against their checksums, and look at the form of every row.
 
