@@ -19,15 +19,16 @@ def write_permuted(graph, order, path, limit: int, edge_features, edge_path, ove
     if (edge_features is None) != (edge_path is None):
         raise ValueError("edge_features and edge_path go together: what to permute, and where to write it")
     if edge_features is not None and edge_features.shape[0] != graph.nnz:
-        raise ValueError(f"edge_features must have a row for each of the {graph.nnz} arcs, got {edge_features.shape[0]}")
+        raise ValueError(f"edge_features must have a row for each of the {graph.nnz} arcs, "
+                         f"got {edge_features.shape[0]}")
     position = invert(order)
     width = 0 if edge_features is None else edge_features.shape[1] * np.dtype(edge_features.dtype).itemsize
     held = order.nbytes + position.nbytes
     arcs = (limit - held) // (_ARC_BYTES + width)
     if arcs < _LEAST:
         least = held + _LEAST * (_ARC_BYTES + width)
-        raise MemoryLimitError(f"memory_limit of {format_bytes(limit)} is too small to permute {graph.n_nodes} nodes; at "
-                               f"least {format_bytes(least)} are needed")
+        raise MemoryLimitError(f"memory_limit of {format_bytes(limit)} is too small to permute {graph.n_nodes} nodes; "
+                               f"at least {format_bytes(least)} are needed")
     weights = graph.dtype if graph.weighted else None
     with writing(path, graph.n_nodes, weights, bool(graph.symmetric), overwrite) as writer:
         if edge_features is None:
