@@ -64,7 +64,7 @@ def topology(quick, threads):
             ids = np.random.default_rng(0).permutation(np.flatnonzero(graph.degrees()))
             what = (f"R-MAT, {graph.n_nodes / 1e6:.2g} M nodes, {graph.nnz / 1e6:.3g} M arcs of {edges / 1e6:.0f} MB, "
                     f"memory {limit / 1e6:.0f} MB")
-            for fanouts, count in (((10, 10), 200), ((15, 10, 5), 60)):
+            for fanouts, count in (((10, 10), 200), ((15, 10, 5), 40)):
                 count = min(count, len(ids) // SIZE)
                 seeds = ids[:count * SIZE].reshape(-1, SIZE)
                 yield from sampling(graph, seeds, fanouts, limit, f"{what}: {count} x {SIZE} seeds, fan-outs {fanouts}",

@@ -295,6 +295,26 @@ def test_bad_edges(tmp_path, edges, n, error, message):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sorting_stays_within_the_limit(tmp_path, weighted):
+    n, m, piece = 100_000, 600_000, 50_000
+    _memory.map_large()
+
+    def pieces():
+        for k in range(0, m, piece):
+            rng = np.random.default_rng(k)
+            ends = rng.integers(0, n, (2, piece))
+            yield (*ends, rng.random(piece)) if weighted else tuple(ends)
+
+    _memory.trim()
+    if not _memory.reset_peak():
+        pytest.skip("the peak cannot be reset here")
+    before = _memory.rss()
+    with GraphStorage.from_edges(tmp_path / "graph", pieces(), n, memory_limit="20MB") as stored:
+        assert _memory.peak_rss() - before < 20_000_000
+        assert stored.nnz > 1.9 * m
+
+
 def test_sorting_needs_some_memory(tmp_path):
     with pytest.raises(MemoryLimitError, match="at least 14.9 MB"):
         GraphStorage.from_edges(tmp_path / "graph", [([0], [1])], 2, memory_limit="1MB")
@@ -387,6 +407,7 @@ def test_row_starts_stay_on_disk_where_the_limit_is_small(rmat, monkeypatch):
     from gnncy.storage.topology import sampler as module
     graph, folder = rmat
     monkeypatch.setattr(module, "_SCRATCH", 0)
+    monkeypatch.setattr(GraphStorage, "pass_nbytes", 0)
     seeds = batches_of(len(graph.indptr) - 1, 30, 3)
     memory = NeighborSampler(graph, (3, 2), seed=5)
     with GraphStorage(folder, disk=DISK) as stored:
@@ -401,6 +422,7 @@ def test_minibatches_that_turn_out_larger_begin_anew(rmat, monkeypatch):
     from gnncy.storage.topology import sampler as module
     graph, folder = rmat
     monkeypatch.setattr(module, "_SCRATCH", 0)
+    monkeypatch.setattr(GraphStorage, "pass_nbytes", 0)
     hubs = np.argsort(-np.diff(graph.indptr))
     seeds = [hubs[-(k + 1):][:1] for k in range(20)] + [hubs[k:k + 1] for k in range(10)]
     memory = NeighborSampler(graph, (-1, 4), seed=5)
@@ -527,12 +549,17 @@ def test_arcs_beyond_int32(tmp_path):
         arcs = np.array([nnz - 1, 2**31, 5, 2**31 + 1, 2**31 - 1])
         assert stored.read_arcs(arcs).tolist() == [2, 2, 0, 3, 1]
         assert stored.neighbors(3).tolist() == [0, 1, 2]
-        for limit in (11_000_000, "64MB"):  # row starts on disk, and in memory
-            sampler = StorageSampler(stored, (-1,), seed=1, memory_limit=limit)
-            block = sampler.sample([3]).blocks[0]
+        for loaded in (True, False):
+            def draw(fanout, node, loaded=loaded):
+                sampler = StorageSampler(stored, (fanout,), seed=1, memory_limit="400MB")
+                if not loaded:
+                    sampler._indptr = stored._indptr = None
+                return sampler.sample([node]).blocks[0]
+
+            block = draw(-1, 3)
             assert block.edges.tolist() == [nnz - 3, nnz - 2, nnz - 1] and block.edges.dtype == np.int64
             assert block.indices.tolist() == [1, 2, 3] and block.indices.dtype == np.int64
-            block = StorageSampler(stored, (6,), seed=1, memory_limit="400MB").sample([1]).blocks[0]
+            block = draw(6, 1)
             # Floyd's draws, computed here.
             degree, key = int(first[2] - first[1]), derive(1, 0, 0, 0)
             stream, chosen = mix64(key ^ mix64(1)), []
@@ -541,6 +568,18 @@ def test_arcs_beyond_int32(tmp_path):
                 place = (mix64((stream + t) & (2**64 - 1)) >> 32) * (last + 1) >> 32
                 chosen.append(last if place in chosen else place)
             assert block.edges.tolist() == [10 + place for place in chosen]
+
+
+def test_a_pass_over_a_large_file_takes_larger_pieces(tmp_path):
+    np.save(tmp_path / "indptr.npy", np.array([0, 2**33]))
+    with open(tmp_path / "indices.npy", "wb") as file:
+        file.write(npy_header((2**33,), np.dtype("<i4")))
+        file.truncate(4096 + 4 * 2**33)
+    with GraphStorage(tmp_path, disk=DISK) as stored:
+        assert stored.pass_nbytes == 3 * 2**24
+        arcs = np.array([2**33 - 1, 0, 2**32 + 5])
+        assert stored.read_arcs(arcs).tolist() == [0, 0, 0]
+        assert StorageSampler(stored, (3,), memory_limit="2GB").sample([0]).blocks[0].edges.max() > 2**31
 
 
 def test_manifest_says_what_is_there(tmp_path):

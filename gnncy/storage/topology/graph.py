@@ -206,6 +206,11 @@ class GraphStorage:
         """Bytes of the arrays on disk."""
         return sum(file.nbytes for file in self._layout.files.values())
 
+    @property
+    def pass_nbytes(self) -> int:
+        """Bytes that a pass over arcs reads into."""
+        return max((_AHEAD + 1) << _piece_bits(file) for name, file in self._layout.files.items() if name != "indptr")
+
     def width(self, what: str) -> int:
         """Bytes of an element of an array."""
         return self._layout.files[what].dtype.itemsize if what in self._layout.files else self.dtype.itemsize
@@ -407,8 +412,7 @@ class GraphStorage:
         """One ascending pass over the parts of a file that arcs need; ``out`` may be ``arcs``."""
         file, block = self._layout.files[name], self._file(name)
         size, last = file.dtype.itemsize, file.offset + file.nbytes
-        # Large files by larger pieces, so that there are not too many heaps to sort places into.
-        shift = max(_PIECE_BITS, (last // _PIECES).bit_length())
+        shift = _piece_bits(file)
         counts = np.zeros((last >> shift) + 1, np.int64)
         draws.count(arcs, size, file.offset, shift, counts)
         stops = np.cumsum(counts)
@@ -667,6 +671,11 @@ class GraphStorage:
     def __reduce__(self):
         return _reopen, (os.path.abspath(self.path), {"io_threads": self.io_threads, "direct": self._direct,
                                                       "disk": self._disk})
+
+
+def _piece_bits(file: ArrayFile) -> int:
+    """Large files are read by larger pieces, so that there are not too many heaps to sort places into."""
+    return max(_PIECE_BITS, ((file.offset + file.nbytes) // _PIECES).bit_length())
 
 
 def _reopen(path, options):

@@ -15,7 +15,7 @@ from gnncy.graph.sampler import check_fanouts
 from gnncy.storage._blocks import in_background
 from gnncy.storage.topology.graph import GraphStorage
 
-_SCRATCH = 10_000_000  # bytes of the pieces that are read, for planning reads, and for what cannot be counted
+_SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
 _MARGIN = 1.1  # by which a minibatch may be larger than those before it
 _INT32_MAX = np.iinfo(np.int32).max
 _NONE = np.zeros(0, np.int64)
@@ -106,7 +106,7 @@ class StorageSampler:
         self.graph, self.fanouts = graph, check_fanouts(fanouts)
         self.seed, self.weighted = seed_from(seed), bool(weighted)
         self.memory_limit, self.prefetch = parse_bytes(memory_limit), bool(prefetch)
-        self._room = self.memory_limit - _SCRATCH
+        self._room = self.memory_limit - graph.pass_nbytes - _SCRATCH
         self._indptr = graph.load_indptr() if graph.indptr_nbytes <= self.memory_limit // 2 else None
         if self._indptr is not None:
             self._room -= graph.indptr_nbytes
