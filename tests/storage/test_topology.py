@@ -511,6 +511,22 @@ def test_bad_calls(rmat):
         assert list(sampler.sample_many([])) == []
 
 
+def test_seeds_may_come_in_one_array_that_is_filled_anew(rmat):
+    graph, folder = rmat
+    seeds = batches_of(len(graph.indptr) - 1, 9, 20)
+    buffer = np.empty(20, np.int64)
+
+    def filled():
+        for some in seeds:
+            buffer[:] = some
+            yield buffer
+
+    memory = NeighborSampler(graph, (2, 2), seed=4)
+    with GraphStorage(folder, disk=DISK) as stored:
+        for k, batch in enumerate(StorageSampler(stored, (2, 2), seed=4).sample_many(filled())):
+            same_batch(batch, memory.sample(seeds[k], batch=k))
+
+
 def test_errors_of_the_source_come_through_the_thread(rmat):
     def broken():
         yield np.arange(5)

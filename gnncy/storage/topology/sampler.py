@@ -208,7 +208,7 @@ class StorageSampler:
         return max(1, int(self._room / (each * _MARGIN))) if each else 1
 
     def _draft(self, number: int, seeds) -> _Draft:
-        seeds = check_ids(seeds, self.graph.n_nodes, "seeds")
+        seeds = check_ids(seeds, self.graph.n_nodes, "seeds").copy()  # kept while the caller may fill them anew
         repeated = draws.enter(seeds, self._table(len(seeds)))
         if repeated >= 0:
             raise ValueError(f"seeds must be distinct, got node {seeds[repeated]} twice; "

@@ -51,21 +51,26 @@ def _sorted(pieces: Iterable[Piece], total: int) -> Iterator[Piece]:
             weights[filled:filled + some.size] = own
         filled += some.size
     keys = keys[:filled]
-    if weights is not None:
-        # Of a key that is repeated the largest weight comes first.
-        order = np.lexsort((-weights[:filled], keys))
+    if weights is not None and filled:
+        order = np.argsort(keys)
         keys, weights = keys[order], weights[order]
         del order
-    else:
-        keys.sort()
+        first = np.ones(filled, bool)
+        np.not_equal(keys[1:], keys[:-1], out=first[1:])
+        start = np.flatnonzero(first)
+        keys, weights = keys[start], np.maximum.reduceat(weights, start)
+        for low in range(0, len(keys), _PIECE):
+            yield keys[low:low + _PIECE], weights[low:low + _PIECE]
+        return
+    keys.sort()
     last = None
-    for start in range(0, filled, _PIECE):
-        piece = keys[start:start + _PIECE]
+    for low in range(0, filled, _PIECE):
+        piece = keys[low:low + _PIECE]
         new = np.ones(len(piece), bool)
         np.not_equal(piece[1:], piece[:-1], out=new[1:])
         new[0] = last is None or piece[0] != last
         last = piece[-1]
-        yield piece[new], None if weights is None else weights[start:start + _PIECE][new]
+        yield piece[new], None
 
 
 def _weights_of(path: Path) -> Path:
