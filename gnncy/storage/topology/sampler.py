@@ -169,19 +169,22 @@ class StorageSampler:
         ready = 0  # bytes of those that may be in use while the next pass is made
         active: list[_Draft] = []
         while True:
-            begun = 0
-            while begun == 0 or begun < self._beginners(len(active[-1].seeds)):
+            # First those at work, so that what they take is known when it is decided how many begin.
+            self._open(active)
+            self._needs(active)
+            begun: list[_Draft] = []
+            while not begun or len(begun) < self._beginners(len(begun[-1].seeds)):
                 if again:
-                    active.append(again.popleft())
+                    begun.append(again.popleft())
                 elif (seeds := next(coming, None)) is not None:
-                    active.append(self._draft(number, seeds))
+                    begun.append(self._draft(number, seeds))
                     number += 1
                 else:
                     break
-                begun += 1
+            self._open(begun)
+            active += begun
             if not active:
                 return
-            self._open(active)
             fits = self._fitting(active, ready)
             again.extendleft(_Draft(draft.number, draft.seeds) for draft in reversed(active[fits:]))
             del active[fits:]
@@ -218,7 +221,7 @@ class StorageSampler:
     def _open(self, drafts: list[_Draft]) -> None:
         """Look up how many arcs each draws."""
         dtype = self.graph.index_dtype
-        if self._indptr is not None:
+        if self._indptr is not None or not drafts:
             for draft in drafts:
                 draft.arcs = int(self._starts(draft)[-1])
             return
@@ -240,11 +243,16 @@ class StorageSampler:
             np.cumsum(draft.degree if fanout < 0 else np.minimum(draft.degree, fanout), out=indptr[1:])
         return indptr
 
-    def _fitting(self, drafts: list[_Draft], ready: int) -> int:
-        """How many of the minibatches, from the first on, can take their present hops together."""
+    def _needs(self, drafts: list[_Draft]) -> list[int]:
+        """Bytes that each takes at its present hop."""
         need = [draft.nbytes + self._arc_bytes * draft.arcs for draft in drafts]
         for draft, cost in zip(drafts, need, strict=True):
             self._costs[draft.hop] = max(self._costs[draft.hop], cost)
+        return need
+
+    def _fitting(self, drafts: list[_Draft], ready: int) -> int:
+        """How many of the minibatches, from the first on, can take their present hops together."""
+        need = self._needs(drafts)
         # To number what one has reached takes a table, and its block.
         closing = [2 * self._table_size(len(draft.nodes) + draft.arcs) * self.graph.index_dtype.itemsize
                    + 16 * draft.arcs for draft in drafts]
