@@ -333,7 +333,7 @@ class _Job:
             weight, weight_self, reduce, weighted = layer.weight.data, None, "sum", True
         else:
             graph, weight, weight_self = self.graph(), layer.weight_neigh.data, layer.weight_self.data
-            reduce, weighted = layer.reduce, False
+            reduce, weighted = layer.reduce, layer.weighted
         first = _multiplies_first(graph, weight.shape[0], weight.shape[1], reduce)
 
         def finish(heard: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -359,6 +359,9 @@ class _Job:
 
     def attention(self, layer) -> _Stage:
         """Scores and sums over a window; the products before them once for each node."""
+        if getattr(layer, "edge_features", 0):
+            raise TypeError("infer takes no features of arcs, and this GATConv was made with edge_features="
+                            f"{layer.edge_features}; call the layer on sampled neighbourhoods instead")
         looped = getattr(layer, "self_loops", False)
         if isinstance(layer, GATConv):
             message = _rowwise(layer.linear)

@@ -42,6 +42,7 @@ MODELS = {
     "gcn": lambda: nn.GraphSequential(nn.GCNConv(D, 20, rng=0), nn.ReLU(), nn.Dropout(0.5), nn.GCNConv(20, 5, rng=1)),
     "gcn, given": lambda: nn.GraphSequential(nn.GCNConv(D, 4, normalize=False, bias=False, rng=0)),
     "sage": lambda: nn.GraphSequential(nn.SAGEConv(D, 20, rng=0), nn.ReLU(), nn.SAGEConv(20, 5, rng=1)),
+    "sage, weighted": lambda: nn.GraphSequential(nn.SAGEConv(D, 20, weighted=True, rng=0), nn.SAGEConv(20, 5, rng=1)),
     "sage, max": lambda: nn.GraphSequential(nn.SAGEConv(D, 6, "max", rng=0), nn.LayerNorm(6)),
     "sage, sum": lambda: nn.GraphSequential(nn.SAGEConv(D, 6, "sum", bias=False, rng=0), nn.SAGEConv(6, 6, rng=1)),
     "gin": lambda: nn.GraphSequential(nn.GINConv(_mlp(D, 9), eps=0.3), nn.ReLU(), nn.GINConv(_mlp(9, 4))),
@@ -149,6 +150,8 @@ def test_what_it_refuses(tmp_path, graph, x):
         nn.infer(nn.GCNConv(D, 2), graph, x, out=out, memory_limit=OVERHEAD)
     with pytest.raises(TypeError, match="needs dense features"):
         nn.infer(nn.SAGEConv(D, 2), graph, sp.csr_array(x), out=out)
+    with pytest.raises(TypeError, match="features of arcs"):
+        nn.infer(nn.GATConv(D, 2, edge_features=3), graph, x, out=out)
     out.write_bytes(b"")
     with pytest.raises(FileExistsError, match="overwrite"):
         nn.infer(nn.SAGEConv(D, 2), graph, x, out=out)
