@@ -1,0 +1,170 @@
+"""The file of a table: blocks of records, moved by whole pages, and the journal of what they held before."""
+import os
+import struct
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from gnncy._kernels.storage import blockio
+from gnncy.errors import StorageError
+from gnncy.storage._blocks import (
+    MAX_CALL,
+    MAX_RUN,
+    PAGE,
+    STREAMS,
+    BlockFile,
+    _plan,
+    arena,
+    direct_empty,
+    io_error,
+    open_direct,
+    together,
+)
+
+_IMAGES = 8  # blocks that the journal copies at a time
+_ENTRY = struct.Struct("<8sQQIQ")
+_MAGIC = b"GNNCYJNL"
+
+
+class TableFile(BlockFile):
+    """A file whose data, from byte 4096 on, are blocks of whole pages; they are read and written by their numbers."""
+
+    def __init__(self, path, flags: int, block_bytes: int, **options):
+        self._direct_fd = -1
+        super().__init__(path, flags, **options)
+        self.block_bytes = block_bytes
+        if self.direct and flags & os.O_RDWR:
+            fd = open_direct(path, os.O_RDWR)
+            self._direct_fd = -1 if fd is None else fd
+
+    def get(self, blocks: np.ndarray, place: np.ndarray, out: np.ndarray) -> None:
+        """Read blocks (ascending) into the bytes of ``out`` at ``place``."""
+        self.gather(PAGE + blocks * self.block_bytes, np.full(len(blocks), self.block_bytes), place, out)
+
+    def put(self, blocks: np.ndarray, place: np.ndarray, data: np.ndarray) -> None:
+        """Write the bytes of ``data`` at ``place`` to blocks (ascending)."""
+        if len(blocks) == 0:
+            return
+        begun = time.perf_counter()
+        start, length = PAGE + blocks * self.block_bytes, np.full(len(blocks), self.block_bytes)
+        first, runs = _plan(start, length, 0, 0, MAX_RUN, MAX_RUN)
+        data = data.reshape(-1).view(np.uint8)
+        todo, lock, failures = iter(range(runs)), threading.Lock(), []
+
+        def work() -> None:
+            report = np.zeros(3, np.int64)
+            fd = self._direct_fd if self.direct and self._direct_fd >= 0 else self.fd
+            while not failures:
+                with lock:
+                    run = next(todo, None)
+                if run is None:
+                    break
+                status = blockio.write_runs(fd, start, length, place, first, run, run + 1, MAX_CALL, arena(), data,
+                                            report)
+                if status:
+                    failures.append((int(report[2]), status))
+            self.stats.add(bytes_written=int(report[0]), operations=int(report[1]))
+
+        together(work, min(STREAMS, runs), lambda: failures.append((0, 0)))
+        self.stats.add(seconds=time.perf_counter() - begun)
+        if failures:
+            offset, status = min(failures)
+            raise io_error(self.path, status, offset, "writing")
+
+    def close(self) -> None:
+        """Let go of the file. Closing twice does nothing."""
+        fd, self._direct_fd = self._direct_fd, -1
+        if fd >= 0:
+            os.close(fd)
+        super().close()
+
+
+class Journal:
+    """Blocks of a table as they were at the last checkpoint, copied before they are written over.
+
+    An entry is a page (magic, generation, block, checksum of the block, checksum of these) and the block. Entries of
+    another generation than the table's are of no meaning any more.
+    """
+
+    def __init__(self, path: Path, file: TableFile, n_blocks: int):
+        self.path = path
+        self._file = file
+        self._saved = np.zeros(n_blocks, bool)
+        self._end = 0
+        self._fd = -1
+        self._buffer: np.ndarray | None = None
+
+    @property
+    def _entry_bytes(self) -> int:
+        return PAGE + self._file.block_bytes
+
+    def save(self, blocks: np.ndarray, generation: int) -> None:
+        """Keep what these blocks hold on disk, unless that was done; durable on return."""
+        blocks = blocks[~self._saved[blocks]]
+        if len(blocks) == 0:
+            return
+        size = self._entry_bytes
+        if self._fd < 0:
+            flags = os.O_RDWR | os.O_CREAT
+            fd = open_direct(self.path, flags) if self._file.direct else None
+            self._fd = os.open(self.path, flags | os.O_CLOEXEC, 0o666) if fd is None else fd
+            self._buffer = direct_empty((_IMAGES, size))
+        assert self._buffer is not None
+        for first in range(0, len(blocks), _IMAGES):
+            some = blocks[first:first + _IMAGES]
+            self._file.get(some, np.arange(len(some), dtype=np.int64) * size + PAGE, self._buffer)
+            for entry, block in zip(self._buffer, some.tolist(), strict=False):
+                head = (_MAGIC, generation, block, zlib.crc32(entry[PAGE:]))
+                entry[:PAGE] = 0
+                entry[:_ENTRY.size] = np.frombuffer(_ENTRY.pack(*head, zlib.crc32(repr(head).encode())), np.uint8)
+            data = self._buffer[:len(some)].reshape(-1)
+            done = os.pwrite(self._fd, data, self._end)
+            if done != data.nbytes:
+                raise StorageError(f"{self.path}: only {done} of {data.nbytes} bytes could be written; the disk is full")
+            self._file.stats.add(bytes_written=done, operations=1)
+            self._end += done
+        os.fsync(self._fd)
+        self._saved[blocks] = True
+
+    def clear(self) -> None:
+        """Forget all entries, after a checkpoint."""
+        if self._fd >= 0:
+            os.ftruncate(self._fd, 0)
+        self._saved[:] = False
+        self._end = 0
+
+    def close(self) -> None:
+        """Let go of the file."""
+        fd, self._fd, self._buffer = self._fd, -1, None
+        if fd >= 0:
+            os.close(fd)
+
+    def pending(self, generation: int) -> bool:
+        """Whether there is something to roll back."""
+        return next(self._entries(generation), None) is not None
+
+    def roll_back(self, generation: int) -> int:
+        """Write every kept block back; returns how many."""
+        count = 0
+        for block, image in self._entries(generation):
+            self._file.put(np.array([block]), np.zeros(1, np.int64), image)
+            count += 1
+        if count:
+            self._file.sync()
+        return count
+
+    def _entries(self, generation: int):
+        if not self.path.exists():
+            return
+        size = self._entry_bytes
+        entry = direct_empty(size)
+        with open(self.path, "rb", buffering=0) as file:
+            while file.readinto(entry) == size:
+                magic, of, block, crc, check = _ENTRY.unpack(entry[:_ENTRY.size].tobytes())
+                if (magic, of) != (_MAGIC, generation) or check != zlib.crc32(repr((magic, of, block, crc)).encode()) \
+                        or crc != zlib.crc32(entry[PAGE:]) or block >= len(self._saved):
+                    return  # it was being written when the process ended, so its block was not written over yet
+                yield block, entry[PAGE:]
