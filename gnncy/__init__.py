@@ -12,6 +12,7 @@ _NAMES = {
     "GraphEncoder": "estimators",
     "GraphFormatError": "errors",
     "MemoryLimitError": "errors",
+    "NodeEmbedding": "estimators",
     "NotFittedError": "errors",
     "StorageError": "errors",
     "show_versions": "_doctor",

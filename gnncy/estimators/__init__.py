@@ -1,4 +1,5 @@
 """Estimators with scikit-learn's manners; scikit-learn is not needed."""
 from gnncy.estimators.graph_encoder import GraphEncoder
+from gnncy.estimators.node_embedding import NodeEmbedding
 
-__all__ = ["GraphEncoder"]
+__all__ = ["GraphEncoder", "NodeEmbedding"]

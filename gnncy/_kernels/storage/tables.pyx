@@ -115,3 +115,17 @@ def draw(const double[::1] cumulative, const double[::1] lots, int64_t[::1] out)
                 low += (half >> 1) if cumulative[low + (half >> 1) - 1] <= x else 0
                 half -= half >> 1
             out[i] = low
+
+
+def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop):
+    """A sum over the arcs of the nodes start..stop that is 0 over all of them if each has its reverse.
+
+    If not, it is 0 with odds of 2**-64.
+    """
+    cdef uint64_t total = 0
+    cdef int64_t node, a
+    with nogil:
+        for node in range(start, stop):
+            for a in range(indptr[node], indptr[node + 1]):
+                total += mix64(mix64(node) ^ <uint64_t>indices[a]) - mix64(mix64(indices[a]) ^ <uint64_t>node)
+    return total

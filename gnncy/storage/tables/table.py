@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from gnncy import _files
-from gnncy._check import check_array, check_choice, check_float, check_ids, check_int, check_out
+from gnncy._check import check_array, check_choice, check_float, check_ids, check_int
 from gnncy._kernels import records as kernels
 from gnncy._kernels.storage import tables as places
 from gnncy._memory import available, format_bytes, parse_bytes
@@ -210,15 +210,27 @@ class EmbeddingTable:
                     lock(there.fileno(), path)
             for old in (sidecar, _journal_file(path)):
                 old.unlink(missing_ok=True)
-        dtype = _record(d, optimizer)
-        bits = _LEAST_BITS
-        while dtype.itemsize << bits < _BLOCK:
-            bits += 1
+        dtype, (bits, _) = _record(d, optimizer), cls.layout(d, optimizer)
         with _files.replacing(path) as temporary:
             _write_rows(temporary, path, n, d, dtype, bits, rows, scale, seed, options.get("direct"))
         _write_sidecar(path, {"n_rows": n, "dim": d, "optimizer": optimizer, "lr": lr, "block_bits": bits,
                               "journal": bool(journal), "generation": 0, "steps": 0, "whole": True, "progress": {}})
         return cls(path, "r+", **options)
+
+    @staticmethod
+    def layout(dim: int, optimizer: str = "rowwise_adagrad") -> tuple[int, int]:
+        """Of the rows of a block the binary logarithm, and its bytes.
+
+        Examples
+        --------
+        >>> from gnncy.storage.tables import EmbeddingTable
+        >>> EmbeddingTable.layout(128)
+        (8, 135168)
+        """
+        size, bits = _record(dim, optimizer).itemsize, _LEAST_BITS
+        while size << bits < _BLOCK:
+            bits += 1
+        return bits, size << bits
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -345,8 +357,11 @@ class EmbeddingTable:
         self._cache.due[blocks] = due
 
     def locate(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Where rows (int64) of held blocks lie in :attr:`records`, of which the first ``dim`` columns are the row."""
-        out = check_out(out, rows.shape, np.int64)
+        """Where rows (int64) of held blocks lie in ``records``, of which the first ``dim`` columns are the row.
+
+        ``out`` may be ``rows``.
+        """
+        out = np.empty(rows.shape, np.int64) if out is None else out
         places.locate(rows, self._cache.slot_of, self._bits, out)
         return out
 

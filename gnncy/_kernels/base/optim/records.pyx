@@ -20,6 +20,7 @@ cdef inline floating* total(const int64_t[::1] order, Py_ssize_t first, Py_ssize
     cdef floating *g = &grad[order[first], 0]
     cdef const floating *other
     for k in range(first + 1, last):
+        prefetch_span(&grad[order[min(k + AHEAD, last - 1)], 0], d * sizeof(floating))
         other = &grad[order[k], 0]
         for j in range(d):
             g[j] += other[j]
@@ -36,6 +37,7 @@ def sgd(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int64
         for i in range(start, stop):
             if i + AHEAD < stop:
                 prefetch_span(&records[place[i + AHEAD], 0], size)
+                prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
             g = total(order, begin[i], begin[i + 1], grad)
             row = &records[place[i], 0]
             for j in range(d):
@@ -54,6 +56,7 @@ def rowwise_adagrad(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place,
         for i in range(start, stop):
             if i + AHEAD < stop:
                 prefetch_span(&records[place[i + AHEAD], 0], size)
+                prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
             g = total(order, begin[i], begin[i + 1], grad)
             row = &records[place[i], 0]
             squares = 0
@@ -79,6 +82,7 @@ def adam(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int6
         for i in range(start, stop):
             if i + AHEAD < stop:
                 prefetch_span(&records[place[i + AHEAD], 0], size)
+                prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
             g = total(order, begin[i], begin[i + 1], grad)
             row = &records[place[i], 0]
             m = row + d

@@ -1,0 +1,392 @@
+"""``NodeEmbedding``: embeddings of a graph without features, in a table that may be bigger than memory."""
+import json
+import logging
+import shutil
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+import numpy as np
+from scipy.sparse import issparse
+
+from gnncy import _files, _memory
+from gnncy._check import check_array, check_choice, check_float, check_int
+from gnncy._kernels import skipgram
+from gnncy._kernels.storage import tables as kernels
+from gnncy._random import derive, seed_from, stream
+from gnncy._threads import effective_n_jobs, run_pieces, working_threads
+from gnncy.errors import GraphFormatError
+from gnncy.estimators.base import Estimator
+from gnncy.estimators.graph_encoder import GraphEncoder, _as_array, _checksum, _claim
+from gnncy.graph import RandomWalks, as_csr, undirected
+from gnncy.storage import FeatureStorage
+from gnncy.storage.tables import EmbeddingTable
+from gnncy.storage.tables.windows import EpochWindows, Window, blocks_needed, chunk_count, group_size
+from gnncy.training import MemoryPlan, resolve_limit
+
+log = logging.getLogger("gnncy")
+
+GROUP = 16  # pairs that share their negatives
+POWER = 0.75  # of the degree, for the odds to be a negative
+_PIECE = 64  # groups that one thread takes at a time
+_NODES = 1 << 15  # nodes whose arcs or rows are taken at a time
+_PAIR = 56  # bytes that a pair of a window takes: as found, packed, and in random order
+
+
+class NodeEmbedding(Estimator):
+    r"""Node embeddings of a graph without features: skip-gram with negative sampling over edges or random walks.
+
+    .. math::
+        -\log \sigma(z_u^\top c_v) - \sum_{k=1}^{K} \log \sigma(-z_u^\top c_{n_k})
+
+    is made small over pairs of nodes (u, v), with :math:`n_k` drawn in proportion to degree\ :sup:`3/4`. Rows lie in an
+    :class:`~gnncy.storage.tables.EmbeddingTable` on disk, of which as much is in memory as ``memory_limit`` allows;
+    the result does not depend on it.
+
+    Parameters
+    ----------
+    n_components : int, default 128
+        Columns of the embedding.
+    method : {"edges", "walks"}, default "edges"
+        ``"edges"``: the pairs are the edges, once an epoch, and c = z (first-order proximity, LINE). ``"walks"``: the
+        pairs are a node and those that a random walk from it comes to, and c is a second table (DeepWalk).
+    walk_length : int, default 10
+        Steps of a walk.
+    n_walks : int, default 2
+        Walks from each node in an epoch. Of a walk's pairs one half is used, chosen at random: those that meet in
+        memory (see Notes).
+    n_negatives : int, default 5
+        K.
+    epochs : int, default 10
+    learning_rate : float, default 0.1
+        Of row-wise Adagrad.
+    batch_size : int, default 1024
+        Pairs of a step.
+    memory_limit : int, str or "auto", default "auto"
+        Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
+        what is available. The adjacency that the caller holds is the caller's.
+    n_jobs : int, optional
+        Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does not
+        depend on it.
+    direct : bool, optional
+        Whether the table goes past the page cache; None means if it is larger than the page cache could get.
+    random_state : int, numpy Generator or RandomState, optional
+    verbose : int, default 0
+        1 logs a line an epoch to standard error.
+    folder : path-like, optional
+        Where the run's files lie. The same call resumes there a run that was killed, after its last whole epoch and to
+        the same bits; the trained table stays there. Without it a private temporary folder is used.
+
+    Attributes
+    ----------
+    embedding_ : array of shape (n_nodes, n_components), float32
+        In memory if it takes at most a quarter of the limit, else memory-mapped from ``embedding_path_``.
+    embedding_path_ : pathlib.Path
+    history_ : list of dict
+        One record an epoch: mean loss of a pair, number of pairs, seconds, bytes read and written.
+    plan_ : MemoryPlan
+    loss_ : float
+    n_iter_, n_features_in_, n_nodes_in_ : int
+
+    Notes
+    -----
+    The blocks of the table are dealt anew to chunks in every epoch; a twelfth of them stays in memory while the others
+    come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order
+    (:class:`~gnncy.storage.tables.windows.EpochWindows`). Negatives are drawn from the twelfth, by groups of 16 pairs,
+    so that none has to be read for its own sake. A pair of a walk is taken where its start comes by and its other node is
+    there, which in a random deal is one half of them. Arcs count alike, whatever their weights.
+
+    References
+    ----------
+    Tang et al., LINE: Large-scale Information Network Embedding, WWW 2015.
+    Perozzi, Al-Rfou and Skiena, DeepWalk: online learning of social representations, KDD 2014.
+    Mikolov et al., Distributed representations of words and phrases and their compositionality, NeurIPS 2013.
+    Lerer et al., PyTorch-BigGraph: A Large-scale Graph Embedding System, MLSys 2019.
+
+    Examples
+    --------
+    >>> import gnncy
+    >>> from gnncy.estimators import NodeEmbedding
+    >>> data = gnncy.datasets.make_sbm(300, 3, seed=0)
+    >>> model = NodeEmbedding(8, epochs=3, random_state=0)
+    >>> model.fit_transform(data.adjacency).shape
+    (300, 8)
+    >>> model.history_[-1]["loss"] < model.history_[0]["loss"]
+    True
+    """
+
+    _verbose_logging = GraphEncoder._verbose_logging
+    __getstate__ = GraphEncoder.__getstate__
+
+    def __init__(self, n_components=128, *, method="edges", walk_length=10, n_walks=2, n_negatives=5, epochs=10,
+                 learning_rate=0.1, batch_size=1024, memory_limit="auto", n_jobs=None, direct=None, random_state=None,
+                 verbose=0, folder=None):
+        self.n_components = n_components
+        self.method = method
+        self.walk_length = walk_length
+        self.n_walks = n_walks
+        self.n_negatives = n_negatives
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.memory_limit = memory_limit
+        self.n_jobs = n_jobs
+        self.direct = direct
+        self.random_state = random_state
+        self.verbose = verbose
+        self.folder = folder
+
+    def fit(self, X, y=None):
+        """Train on a graph.
+
+        Parameters
+        ----------
+        X : sparse array or matrix, shape (n, n)
+            The adjacency. ``"edges"`` takes an arc in either direction for an edge, ``"walks"`` go along the arcs.
+        y : ignored
+
+        Raises
+        ------
+        GraphFormatError, ValueError, TypeError
+            If the graph or a parameter does not have the form that is needed.
+        MemoryLimitError
+            If ``memory_limit`` is too small; the message names the least that would do.
+        StorageError
+            If a file cannot be read or written, or ``folder`` holds another run.
+        """
+        with self._verbose_logging(), working_threads(self.n_jobs):
+            self._check_parameters()
+            adjacency = self._adjacency(X)
+            n = adjacency.shape[0]
+            seed = seed_from(self.random_state)
+            self.plan_ = plan = self._plan(adjacency, seed)
+            plan.check()
+            log.info("%s", plan)
+            folder = self._claimed(seed, adjacency)
+            spare = plan.left("train") + plan.stages["train"]["window of the table"]
+            with self._table(folder, n, seed, spare) as table:
+                self._train(table, adjacency, seed)
+                path = folder / "embedding.npy"
+                self._write(table, n, path)
+            if self.folder is None:
+                for left in folder.glob("table.npy*"):
+                    left.unlink()
+            _memory.trim()
+            self.embedding_path_ = path
+            self.n_nodes_in_ = self.n_features_in_ = n
+            self.embedding_ = _as_array(path, plan.limit)
+        return self
+
+    def fit_transform(self, X, y=None):
+        """:meth:`fit`, then the embedding of the nodes, ``n x n_components``."""
+        return self.fit(X, y).embedding_
+
+    def estimate(self, X) -> MemoryPlan:
+        """The memory plan of :meth:`fit` with these arguments, before anything is read or written."""
+        self._check_parameters()
+        return self._plan(self._adjacency(X), 0)
+
+    def get_feature_names_out(self, input_features=None):
+        """Names of the embedding's columns: ``nodeembedding0``, ``nodeembedding1``, …"""
+        self._check_fitted()
+        return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
+
+    # -- the parts of fit
+
+    def _check_parameters(self) -> None:
+        check_choice(self.method, "method", ("edges", "walks"))
+        for name in ("n_components", "walk_length", "n_walks", "n_negatives", "batch_size"):
+            check_int(getattr(self, name), name, 1)
+        check_int(self.epochs, "epochs", 0)
+        check_float(self.learning_rate, "learning_rate", above=0)
+        effective_n_jobs(self.n_jobs)
+
+    @property
+    def _vectors(self) -> int:
+        """Rows of a node in the table: with walks, the second is its context."""
+        return 2 if self.method == "walks" else 1
+
+    def _adjacency(self, X):
+        adjacency = as_csr(X if issparse(X) else check_array(X, "X"), name="X")
+        n = adjacency.shape[0]
+        if n < 2:
+            raise GraphFormatError(f"X must have at least 2 nodes to train on, got {n}: found array with {n} sample(s)")
+        if adjacency.nnz and adjacency.data.min() < 0:
+            raise GraphFormatError(f"Negative values in data passed to {type(self).__name__}: X has weights down to "
+                                   f"{adjacency.data.min():g}; use abs(X) or drop them")
+        if self.method == "edges" and kernels.balance(adjacency.indptr, adjacency.indices, 0, n):
+            return undirected(adjacency)
+        return adjacency
+
+    def _plan(self, adjacency, seed: int) -> MemoryPlan:
+        n, d = adjacency.shape[0], self.n_components
+        rows = n * self._vectors
+        bits, block_bytes = EmbeddingTable.layout(d)
+        n_blocks = -(-rows >> bits)
+        chunks = chunk_count(n_blocks, 1 << bits)
+        pairs = 0
+        if self.method == "edges":
+            arcs = np.diff(adjacency.indptr[np.minimum(np.arange(n_blocks + 1) << bits, n)])
+            for epoch in range(self.epochs):
+                dealt = EpochWindows(n_blocks, 1 << bits, seed, epoch).chunks
+                pairs = max(pairs, *(int(arcs[blocks].sum()) for blocks in dealt))
+        else:
+            nodes = -(-n_blocks // chunks) << (bits - 1)
+            pairs = min(nodes, n) * self.walk_length
+        batch = min(self.batch_size, max(pairs, 1))
+        places = 2 * batch + -(-batch // GROUP) * self.n_negatives
+        return MemoryPlan(resolve_limit(self.memory_limit), {"train": {
+            "window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits)),
+            "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
+            "odds of the negatives": 4 * n + 24 * (group_size(chunks) * -(-n // chunks)),
+            "minibatch": places * (4 * d + 48) + 4 * batch * (self.n_negatives + 3),
+            "rows to write": 2 * 4 * d * min(_NODES, n),
+        }})
+
+    def _claimed(self, seed: int, adjacency) -> Path:
+        if self.folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="gnncy-"))
+            self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            return folder
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        free = {"memory_limit", "n_jobs", "direct", "verbose", "folder", "random_state"}
+        run = {"parameters": {k: v for k, v in self.get_params().items() if k not in free}, "seed": seed,
+               "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz), "adjacency": _checksum(adjacency)}
+        _claim(folder, json.loads(json.dumps(run)))
+        _files.remove_temporaries(folder)
+        return folder
+
+    def _table(self, folder: Path, n: int, seed: int, memory: int) -> EmbeddingTable:
+        path = folder / "table.npy"
+        if path.exists() and path.with_name(path.name + ".json").exists():
+            return EmbeddingTable(path, "r+", memory_limit=memory, direct=self.direct)
+        # Contexts begin near 0 as well: a row of zeros would be one that nothing moves.
+        return EmbeddingTable.create(path, n * self._vectors, self.n_components, lr=self.learning_rate,
+                                     scale=0.5 / self.n_components, seed=derive(seed, "rows"),
+                                     journal=self.folder is not None, overwrite=True, memory_limit=memory,
+                                     direct=self.direct)
+
+    def _train(self, table: EmbeddingTable, adjacency, seed: int) -> None:
+        progress = table.progress or {"epoch": 0, "history": []}
+        self.history_ = list(progress["history"])
+        pairs = _Pairs(adjacency, table, self, seed)
+        for epoch in range(progress["epoch"], self.epochs):
+            began, before = time.monotonic(), table.stats.snapshot()
+            loss, count = pairs.train(epoch)
+            if self.folder is not None:
+                table.checkpoint({"epoch": epoch + 1, "history": self.history_ + [{"loss": loss}]})
+            moved = table.stats.snapshot() - before
+            self.history_.append({"epoch": epoch, "loss": loss, "pairs": count, "seconds": time.monotonic() - began,
+                                  "bytes_read": moved.bytes_read, "bytes_written": moved.bytes_written})
+            log.info("epoch %d  loss %.4f  %.0f pairs/s  read %s, written %s", epoch, loss,
+                     count / max(self.history_[-1]["seconds"], 1e-9), _memory.format_bytes(moved.bytes_read),
+                     _memory.format_bytes(moved.bytes_written))
+        self.n_iter_ = self.epochs
+        self.loss_ = self.history_[-1]["loss"] if self.history_ else float("nan")
+
+    def _write(self, table: EmbeddingTable, n: int, path: Path) -> None:
+        step = self._vectors
+        blocks = (table.gather(np.arange(first, min(first + _NODES, n)) * step) for first in range(0, n, _NODES))
+        FeatureStorage.from_blocks(path, (n, self.n_components), blocks).close()
+
+
+class _Pairs:
+    """Pairs of nodes window by window, and the steps on them."""
+
+    def __init__(self, adjacency, table: EmbeddingTable, model: NodeEmbedding, seed: int):
+        self.adjacency, self.table, self.model, self.seed = adjacency, table, model, seed
+        self.n = adjacency.shape[0]
+        self.bits = table.block_rows.bit_length() - model._vectors  # a block's nodes are 2 ** bits
+        self.weight = np.diff(adjacency.indptr).astype(np.float32) ** np.float32(POWER)
+        if not self.weight.any():
+            self.weight[:] = 1
+        if model.method == "walks":
+            self.walker = RandomWalks(adjacency, model.walk_length, seed=derive(seed, "walks"))
+        k, d = model.n_negatives, model.n_components
+        batch = model.batch_size
+        self._batch = batch
+        self._gradient = np.empty((2 * batch + -(-batch // GROUP) * k, d), np.float32)
+        self._factor, self._loss = np.empty((batch, k + 1), np.float32), np.empty(batch)
+
+    def train(self, epoch: int) -> tuple[float, int]:
+        """One epoch; the mean loss and the number of pairs."""
+        table, order = self.table, EpochWindows(table.n_blocks, table.block_rows, self.seed, epoch)
+        for chunk, blocks in enumerate(order.chunks):
+            table.expect(blocks, order.due(chunk, -1))
+        total, count = 0.0, 0
+        nodes = cumulative = np.empty(0)
+        for t, window in enumerate(order.windows):
+            table.hold(window.blocks)
+            for chunk in (*window.held, window.chunk):
+                table.expect(order.chunks[chunk], order.due(chunk, t))
+            if t + 1 < len(order):
+                table.read_ahead(order.windows[t + 1].blocks)
+            if window.own:
+                nodes = self._nodes(np.concatenate([order.chunks[c] for c in (*window.held, window.chunk)]))
+                cumulative = np.cumsum(self.weight[nodes], dtype=np.float64)
+            for part, (u, v) in enumerate(self._drawn(order, window, epoch)):
+                rng = stream(self.seed, "window", epoch, t, part)
+                mixed = rng.permutation(len(u))
+                u, v = u[mixed], v[mixed]
+                for first in range(0, len(u), self._batch):
+                    total += self._step(u[first:first + self._batch], v[first:first + self._batch], nodes, cumulative,
+                                        rng)
+                count += len(u)
+        return total / max(count, 1), count
+
+    def _nodes(self, blocks: np.ndarray) -> np.ndarray:
+        nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
+        return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
+
+    def _drawn(self, order: EpochWindows, window: Window, epoch: int):
+        """The pairs of the chunk's nodes with nodes that are there, in parts."""
+        blocks = order.chunks[window.chunk]
+        there = np.zeros(len(order.chunks), np.uint8)
+        there[list(window.held)] = 1
+        chunk = window.chunk if window.own else -1
+        key = derive(self.seed, "lot", epoch)
+        if self.model.method == "edges":
+            yield self._arcs(blocks, order.chunk_of, there, chunk, key)
+            return
+        nodes = self._nodes(blocks)
+        for draw in range(self.model.n_walks):
+            walks = self.walker.sample(nodes, epoch=epoch, batch=draw)
+            u, v = np.empty((2, walks.shape[0] * (walks.shape[1] - 1)), np.int64)
+            count = kernels.walk_pairs(walks, order.chunk_of, there, self.bits, chunk, key + draw, u, v)
+            yield u[:count], v[:count]
+
+    def _arcs(self, blocks, chunk_of, there, chunk, key):
+        indptr, indices = self.adjacency.indptr, self.adjacency.indices
+        first = blocks << self.bits
+        last = np.minimum(first + (1 << self.bits), self.n)
+        place = np.concatenate([[0], np.cumsum(indptr[last] - indptr[first], dtype=np.int64)])
+        u, v = np.empty((2, place[-1]), np.int64)
+        counts = np.zeros(len(blocks), np.int64)
+
+        def piece(start, stop):
+            for k in range(start, stop):
+                counts[k] = kernels.arc_pairs(indptr, indices, first[k], last[k], chunk_of, there, self.bits, chunk,
+                                              key, u[place[k]:place[k + 1]], v[place[k]:place[k + 1]])
+
+        run_pieces(piece, len(blocks), 4)
+        found = [slice(a, a + count) for a, count in zip(place, counts, strict=False)]
+        return np.concatenate([u[s] for s in found]), np.concatenate([v[s] for s in found])
+
+    def _step(self, u, v, nodes, cumulative, rng) -> float:
+        m, k, rows = len(u), self.model.n_negatives, self.model._vectors
+        groups = -(-m // GROUP)
+        where = np.empty(2 * m + groups * k, np.int64)
+        drawn = where[2 * m:]
+        kernels.draw(cumulative, rng.random(groups * k), drawn)
+        where[:m], where[m:2 * m], drawn[:] = u, v, nodes[drawn]
+        if rows == 2:
+            where *= 2
+            where[m:] += 1
+        self.table.locate(where, where)
+        factor, loss, gradient = self._factor[:m], self._loss[:m], self._gradient[:len(where)]
+        run_pieces(lambda a, b: skipgram.gradient(a, b, self.table.records, where, GROUP, factor, loss, gradient), groups,
+                   _PIECE)
+        self.table.step(where, gradient)
+        return float(loss.sum())
