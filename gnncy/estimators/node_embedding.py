@@ -312,7 +312,8 @@ class _Pairs:
 
     def train(self, epoch: int) -> tuple[float, int]:
         """One epoch; the mean loss and the number of pairs."""
-        table, order = self.table, EpochWindows(table.n_blocks, table.block_rows, self.seed, epoch)
+        table = self.table
+        order = EpochWindows(table.n_blocks, table.block_rows, self.seed, epoch)
         for chunk, blocks in enumerate(order.chunks):
             table.expect(blocks, order.due(chunk, -1))
         total, count = 0.0, 0

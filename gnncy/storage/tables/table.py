@@ -399,9 +399,9 @@ class EmbeddingTable:
     def rollback(self) -> None:
         """Go back to the last checkpoint."""
         self._check_writer()
-        file = self._opened()
-        if not self._journaled:
-            raise StorageError(f"{self.path}: has no journal to go back by")
+        file = self._file
+        if file is None or not self._journaled:
+            raise StorageError(f"{self.path}: {'the table is closed' if file is None else 'has no journal to go back by'}")
         self._cache.forget()
         self._roll_back(file)
         self._failed = False
