@@ -30,7 +30,7 @@ log = logging.getLogger("gnncy")
 GROUP = 16  # pairs that share their negatives
 POWER = 0.75  # of the degree, for the odds to be a negative
 _PIECE = 64  # groups that one thread takes at a time
-_NODES = 1 << 15  # nodes whose arcs or rows are taken at a time
+_NODES = 1 << 12  # rows that are written at a time
 _PAIR = 56  # bytes that a pair of a window takes: as found, packed, and in random order
 
 
@@ -53,7 +53,7 @@ class NodeEmbedding(Estimator):
         pairs are a node and those that a random walk from it comes to, and c is a second table (DeepWalk).
     walk_length : int, default 10
         Steps of a walk.
-    n_walks : int, default 2
+    n_walks : int, default 10
         Walks from each node in an epoch. Of a walk's pairs one half is used, chosen at random: those that meet in
         memory (see Notes).
     n_negatives : int, default 5
@@ -119,7 +119,7 @@ class NodeEmbedding(Estimator):
     _verbose_logging = GraphEncoder._verbose_logging
     __getstate__ = GraphEncoder.__getstate__
 
-    def __init__(self, n_components=128, *, method="edges", walk_length=10, n_walks=2, n_negatives=5, epochs=10,
+    def __init__(self, n_components=128, *, method="edges", walk_length=10, n_walks=10, n_negatives=5, epochs=10,
                  learning_rate=0.1, batch_size=1024, memory_limit="auto", n_jobs=None, direct=None, random_state=None,
                  verbose=0, folder=None):
         self.n_components = n_components

@@ -1,4 +1,5 @@
 """The file of a table: blocks of records, moved by whole pages, and the journal of what they held before."""
+import errno
 import os
 import struct
 import threading
@@ -10,20 +11,9 @@ import numpy as np
 
 from gnncy._kernels.storage import blockio
 from gnncy.errors import StorageError
-from gnncy.storage._blocks import (
-    MAX_CALL,
-    MAX_RUN,
-    PAGE,
-    STREAMS,
-    BlockFile,
-    _plan,
-    arena,
-    direct_empty,
-    io_error,
-    open_direct,
-    together,
-)
+from gnncy.storage._blocks import MAX_RUN, PAGE, BlockFile, direct_empty, io_error, open_direct, together
 
+IN_FLIGHT = 12  # blocks that are moved at the same time
 _IMAGES = 8  # blocks that the journal copies at a time
 _ENTRY = struct.Struct("<8sQQIQ")
 _MAGIC = b"GNNCYJNL"
@@ -38,41 +28,75 @@ class TableFile(BlockFile):
         self.block_bytes = block_bytes
         if self.direct and flags & os.O_RDWR:
             fd = open_direct(path, os.O_RDWR)
-            self._direct_fd = -1 if fd is None else fd
+            if fd is None:
+                self.direct = False
+            else:
+                self._direct_fd = fd
 
     def get(self, blocks: np.ndarray, place: np.ndarray, out: np.ndarray) -> None:
         """Read blocks (ascending) into the bytes of ``out`` at ``place``."""
-        self.gather(PAGE + blocks * self.block_bytes, np.full(len(blocks), self.block_bytes), place, out)
+        self._move(blocks, place, out, "reading")
 
     def put(self, blocks: np.ndarray, place: np.ndarray, data: np.ndarray) -> None:
         """Write the bytes of ``data`` at ``place`` to blocks (ascending)."""
+        self._move(blocks, place, data, "writing")
+
+    def _move(self, blocks, place, memory, doing: str) -> None:
         if len(blocks) == 0:
             return
         begun = time.perf_counter()
         start, length = PAGE + blocks * self.block_bytes, np.full(len(blocks), self.block_bytes)
-        first, runs = _plan(start, length, 0, 0, MAX_RUN, MAX_RUN)
-        data = data.reshape(-1).view(np.uint8)
-        todo, lock, failures = iter(range(runs)), threading.Lock(), []
+        # Joined where they are neighbours in the file and in memory, so that all go straight there.
+        breaks = (np.diff(blocks) != 1) | (np.diff(place) != self.block_bytes)
+        first = np.concatenate([[0], np.flatnonzero(breaks) + 1, [len(blocks)]])
+        memory = memory.reshape(-1).view(np.uint8)
+        direct = self.direct
+        status, offset = self._runs(direct, start, length, place, first, memory, doing)
+        if status == errno.EINVAL and direct:  # some file systems take the flag and refuse the calls
+            self.direct = direct = False
+            status, offset = self._runs(direct, start, length, place, first, memory, doing)
+        if self._passing and not direct:
+            self.drop(int(start[0]), int(start[-1] + length[-1] - start[0]))
+        self.stats.add(seconds=time.perf_counter() - begun)
+        if status:
+            raise io_error(self.path, status, offset, doing)
 
-        def work() -> None:
+    def _runs(self, direct, start, length, place, first, memory, doing) -> tuple[int, int]:
+        """Status and, of a failure, the byte."""
+        runs, most = len(first) - 1, MAX_RUN
+        fd = self.fd if not direct else self._aligned_fd if doing == "reading" else self._direct_fd
+        none = np.empty(0, np.uint8)  # no run needs a buffer between
+        ticket = np.zeros(1, np.int64)
+        todo, lock = iter(range(runs)), threading.Lock()
+        failures: list[tuple[int, int]] = []
+
+        def read() -> None:
             report = np.zeros(3, np.int64)
-            fd = self._direct_fd if self.direct and self._direct_fd >= 0 else self.fd
-            while not failures:
+            status = blockio.read_runs(fd, direct, start, length, place, first, runs, ticket, 1, most, none, memory,
+                                       report)
+            self.stats.add(bytes_read=int(report[0]), operations=int(report[1]))
+            if status:
+                failures.append((int(report[2]), status))
+
+        def write() -> None:
+            report, status = np.zeros(3, np.int64), 0
+            while not failures and not status:
                 with lock:
                     run = next(todo, None)
                 if run is None:
                     break
-                status = blockio.write_runs(fd, start, length, place, first, run, run + 1, MAX_CALL, arena(), data,
-                                            report)
-                if status:
-                    failures.append((int(report[2]), status))
+                status = blockio.write_runs(fd, start, length, place, first, run, run + 1, most, none, memory, report)
             self.stats.add(bytes_written=int(report[0]), operations=int(report[1]))
+            if status:
+                failures.append((int(report[2]), status))
 
-        together(work, min(STREAMS, runs), lambda: failures.append((0, 0)))
-        self.stats.add(seconds=time.perf_counter() - begun)
-        if failures:
-            offset, status = min(failures)
-            raise io_error(self.path, status, offset, "writing")
+        def cancel() -> None:
+            ticket[0] = runs
+            failures.append((0, errno.ECANCELED))
+
+        together(read if doing == "reading" else write, min(IN_FLIGHT, runs), cancel)
+        offset, status = min(failures, default=(0, 0))
+        return status, offset
 
     def close(self) -> None:
         """Let go of the file. Closing twice does nothing."""
