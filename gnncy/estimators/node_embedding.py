@@ -28,6 +28,7 @@ from gnncy.training import MemoryPlan, resolve_limit
 log = logging.getLogger("gnncy")
 
 GROUP = 16  # pairs that share their negatives
+RATES = {"edges": 0.02, "walks": 0.1}
 POWER = 0.75  # of the degree, for the odds to be a negative
 _PIECE = 64  # groups that one thread takes at a time
 _NODES = 1 << 12  # rows that are written at a time
@@ -53,14 +54,14 @@ class NodeEmbedding(Estimator):
         pairs are a node and those that a random walk from it comes to, and c is a second table (DeepWalk).
     walk_length : int, default 10
         Steps of a walk.
-    n_walks : int, default 10
+    n_walks : int, default 5
         Walks from each node in an epoch. Of a walk's pairs one half is used, chosen at random: those that meet in
         memory (see Notes).
     n_negatives : int, default 5
         K.
-    epochs : int, default 10
-    learning_rate : float, default 0.1
-        Of row-wise Adagrad.
+    epochs : int, default 20
+    learning_rate : float, optional
+        Of row-wise Adagrad; by default 0.02 with edges and 0.1 with walks.
     batch_size : int, default 1024
         Pairs of a step.
     memory_limit : int, str or "auto", default "auto"
@@ -91,9 +92,9 @@ class NodeEmbedding(Estimator):
 
     Notes
     -----
-    The blocks of the table are dealt anew to chunks in every epoch; a twelfth of them stays in memory while the others
+    The blocks of the table are dealt anew to chunks in every epoch; a thirteenth of them stays in memory while the others
     come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order
-    (:class:`~gnncy.storage.tables.windows.EpochWindows`). Negatives are drawn from the twelfth, by groups of 16 pairs,
+    (:class:`~gnncy.storage.tables.windows.EpochWindows`). Negatives are drawn from the thirteenth, by groups of 16 pairs,
     so that none has to be read for its own sake. A pair of a walk is taken where its start comes by and its other node is
     there, which in a random deal is one half of them. Arcs count alike, whatever their weights.
 
@@ -119,8 +120,8 @@ class NodeEmbedding(Estimator):
     _verbose_logging = GraphEncoder._verbose_logging
     __getstate__ = GraphEncoder.__getstate__
 
-    def __init__(self, n_components=128, *, method="edges", walk_length=10, n_walks=10, n_negatives=5, epochs=10,
-                 learning_rate=0.1, batch_size=1024, memory_limit="auto", n_jobs=None, direct=None, random_state=None,
+    def __init__(self, n_components=128, *, method="edges", walk_length=10, n_walks=5, n_negatives=5, epochs=20,
+                 learning_rate=None, batch_size=1024, memory_limit="auto", n_jobs=None, direct=None, random_state=None,
                  verbose=0, folder=None):
         self.n_components = n_components
         self.method = method
@@ -199,7 +200,8 @@ class NodeEmbedding(Estimator):
         for name in ("n_components", "walk_length", "n_walks", "n_negatives", "batch_size"):
             check_int(getattr(self, name), name, 1)
         check_int(self.epochs, "epochs", 0)
-        check_float(self.learning_rate, "learning_rate", above=0)
+        if self.learning_rate is not None:
+            check_float(self.learning_rate, "learning_rate", above=0)
         effective_n_jobs(self.n_jobs)
 
     @property
@@ -239,7 +241,7 @@ class NodeEmbedding(Estimator):
         return MemoryPlan(resolve_limit(self.memory_limit), {"train": {
             "window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits)),
             "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
-            "odds of the negatives": 4 * n + 24 * (group_size(chunks) * -(-n // chunks)),
+            "odds of the negatives": 32 * (group_size(chunks) + 1) * -(-n // chunks),
             "minibatch": places * (4 * d + 48) + 4 * batch * (self.n_negatives + 3),
             "rows to write": 2 * 4 * d * min(_NODES, n),
         }})
@@ -262,8 +264,8 @@ class NodeEmbedding(Estimator):
         path = folder / "table.npy"
         if path.exists() and path.with_name(path.name + ".json").exists():
             return EmbeddingTable(path, "r+", memory_limit=memory, direct=self.direct)
-        # Contexts begin near 0 as well: a row of zeros would be one that nothing moves.
-        return EmbeddingTable.create(path, n * self._vectors, self.n_components, lr=self.learning_rate,
+        lr = RATES[self.method] if self.learning_rate is None else self.learning_rate
+        return EmbeddingTable.create(path, n * self._vectors, self.n_components, lr=lr,
                                      scale=0.5 / self.n_components, seed=derive(seed, "rows"),
                                      journal=self.folder is not None, overwrite=True, memory_limit=memory,
                                      direct=self.direct)
@@ -299,9 +301,6 @@ class _Pairs:
         self.adjacency, self.table, self.model, self.seed = adjacency, table, model, seed
         self.n = adjacency.shape[0]
         self.bits = table.block_rows.bit_length() - model._vectors  # a block's nodes are 2 ** bits
-        self.weight = np.diff(adjacency.indptr).astype(np.float32) ** np.float32(POWER)
-        if not self.weight.any():
-            self.weight[:] = 1
         if model.method == "walks":
             self.walker = RandomWalks(adjacency, model.walk_length, seed=derive(seed, "walks"))
         k, d = model.n_negatives, model.n_components
@@ -314,19 +313,17 @@ class _Pairs:
         """One epoch; the mean loss and the number of pairs."""
         table = self.table
         order = EpochWindows(table.n_blocks, table.block_rows, self.seed, epoch)
+        if table.resident:
+            table.hold(np.arange(table.n_blocks))
         for chunk, blocks in enumerate(order.chunks):
             table.expect(blocks, order.due(chunk, -1))
         total, count = 0.0, 0
-        nodes = cumulative = np.empty(0)
+        nodes, cumulative = np.empty(0, np.int64), np.empty(0)
         for t, window in enumerate(order.windows):
-            table.hold(window.blocks)
-            for chunk in (*window.held, window.chunk):
-                table.expect(order.chunks[chunk], order.due(chunk, t))
-            if t + 1 < len(order):
-                table.read_ahead(order.windows[t + 1].blocks)
+            if not table.resident:
+                self._bring(order, t)
             if window.own:
-                nodes = self._nodes(np.concatenate([order.chunks[c] for c in (*window.held, window.chunk)]))
-                cumulative = np.cumsum(self.weight[nodes], dtype=np.float64)
+                nodes, cumulative = self._odds(order.chunks[window.chunk], nodes, cumulative, anew=not window.held)
             for part, (u, v) in enumerate(self._drawn(order, window, epoch)):
                 rng = stream(self.seed, "window", epoch, t, part)
                 mixed = rng.permutation(len(u))
@@ -337,9 +334,27 @@ class _Pairs:
                 count += len(u)
         return total / max(count, 1), count
 
+    def _bring(self, order: EpochWindows, t: int) -> None:
+        """Have the blocks of window t in memory, and begin to read those of the next."""
+        window = order.windows[t]
+        self.table.hold(window.blocks)
+        for chunk in (*window.held, window.chunk):
+            self.table.expect(order.chunks[chunk], order.due(chunk, t))
+        if t + 1 < len(order):
+            self.table.read_ahead(order.windows[t + 1].blocks)
+
     def _nodes(self, blocks: np.ndarray) -> np.ndarray:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
         return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
+
+    def _odds(self, blocks, nodes, cumulative, *, anew: bool):
+        """The nodes of which negatives are drawn, those of some blocks added, and the sums of their odds."""
+        if anew:
+            nodes, cumulative = nodes[:0], cumulative[:0]
+        more = self._nodes(blocks)
+        odds = (self.adjacency.indptr[more + 1] - self.adjacency.indptr[more]) ** POWER
+        odds[:1] += (cumulative[-1:].sum() if len(cumulative) else 1e-9)  # never 0 in all, where there are no arcs
+        return np.concatenate([nodes, more]), np.concatenate([cumulative, np.cumsum(odds)])
 
     def _drawn(self, order: EpochWindows, window: Window, epoch: int):
         """The pairs of the chunk's nodes with nodes that are there, in parts."""
@@ -381,7 +396,7 @@ class _Pairs:
         where = np.empty(2 * m + groups * k, np.int64)
         drawn = where[2 * m:]
         kernels.draw(cumulative, rng.random(groups * k), drawn)
-        where[:m], where[m:2 * m], drawn[:] = u, v, nodes[drawn]
+        where[:m], where[m:2 * m], where[2 * m:] = u, v, nodes[drawn]
         if rows == 2:
             where *= 2
             where[m:] += 1

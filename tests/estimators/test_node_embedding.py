@@ -95,7 +95,7 @@ def test_the_memory_limit_is_kept(graph, tmp_path):
         before = _memory.rss()
         _memory.reset_peak()
         model = gnncy.NodeEmbedding(128, epochs=1, random_state=0, memory_limit="40MB", direct=True).fit(a)
-        assert model.history_[0]["bytes_read"] > 2 * 32e6
+        assert model.history_[0]["bytes_read"] > 40e6
         print(_memory.peak_rss() - before)
     """
     out = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)

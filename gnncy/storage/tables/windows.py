@@ -5,8 +5,8 @@ import numpy as np
 
 from gnncy._random import stream
 
-CHUNKS = 144  # at most
-GROUPS = 12  # so a twelfth of the table stays in memory while the rest passes by
+CHUNKS = 192  # at most
+GROUPS = 13  # so a thirteenth of the table stays in memory while the rest passes by
 CHUNK_ROWS = 2048  # at least, so that a window of a small table is worth its turn
 
 
