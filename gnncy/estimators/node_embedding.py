@@ -30,9 +30,10 @@ log = logging.getLogger("gnncy")
 GROUP = 16  # pairs that share their negatives
 RATES = {"edges": 0.02, "walks": 0.1}
 POWER = 0.75  # of the degree, for the odds to be a negative
+_BLOCKS = 16  # blocks whose arcs one thread takes at a time
 _PIECE = 64  # groups that one thread takes at a time
 _NODES = 1 << 12  # rows that are written at a time
-_PAIR = 56  # bytes that a pair of a window takes: as found, packed, and in random order
+_PAIR = 40  # bytes that a pair of a window takes: as found, packed, and its turn
 
 
 class NodeEmbedding(Estimator):
@@ -317,6 +318,7 @@ class _Pairs:
             table.hold(np.arange(table.n_blocks))
         for chunk, blocks in enumerate(order.chunks):
             table.expect(blocks, order.due(chunk, -1))
+        rng = stream(self.seed, "pairs", epoch)
         total, count = 0.0, 0
         nodes, cumulative = np.empty(0, np.int64), np.empty(0)
         for t, window in enumerate(order.windows):
@@ -324,24 +326,21 @@ class _Pairs:
                 self._bring(order, t)
             if window.own:
                 nodes, cumulative = self._odds(order.chunks[window.chunk], nodes, cumulative, anew=not window.held)
-            for part, (u, v) in enumerate(self._drawn(order, window, epoch)):
-                rng = stream(self.seed, "window", epoch, t, part)
+            for u, v in self._drawn(order, window, epoch):
                 mixed = rng.permutation(len(u))
-                u, v = u[mixed], v[mixed]
                 for first in range(0, len(u), self._batch):
-                    total += self._step(u[first:first + self._batch], v[first:first + self._batch], nodes, cumulative,
-                                        rng)
+                    some = mixed[first:first + self._batch]
+                    total += self.step(u[some], v[some], nodes, cumulative, rng)
                 count += len(u)
         return total / max(count, 1), count
 
     def _bring(self, order: EpochWindows, t: int) -> None:
         """Have the blocks of window t in memory, and begin to read those of the next."""
-        window = order.windows[t]
-        self.table.hold(window.blocks)
-        for chunk in (*window.held, window.chunk):
+        self.table.hold(order.blocks(t))
+        for chunk in order.windows[t].chunks:
             self.table.expect(order.chunks[chunk], order.due(chunk, t))
         if t + 1 < len(order):
-            self.table.read_ahead(order.windows[t + 1].blocks)
+            self.table.read_ahead(order.blocks(t + 1))
 
     def _nodes(self, blocks: np.ndarray) -> np.ndarray:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
@@ -377,20 +376,22 @@ class _Pairs:
         indptr, indices = self.adjacency.indptr, self.adjacency.indices
         first = blocks << self.bits
         last = np.minimum(first + (1 << self.bits), self.n)
-        place = np.concatenate([[0], np.cumsum(indptr[last] - indptr[first], dtype=np.int64)])
-        u, v = np.empty((2, place[-1]), np.int64)
-        counts = np.zeros(len(blocks), np.int64)
+        arcs = np.concatenate([[0], np.cumsum(indptr[last] - indptr[first], dtype=np.int64)])
+        u, v = np.empty((2, arcs[-1]), np.int64)
+        found: dict[int, slice] = {}
 
         def piece(start, stop):
-            for k in range(start, stop):
-                counts[k] = kernels.arc_pairs(indptr, indices, first[k], last[k], chunk_of, there, self.bits, chunk,
-                                              key, u[place[k]:place[k + 1]], v[place[k]:place[k + 1]])
+            some = slice(arcs[start], arcs[stop])
+            count = kernels.arc_pairs(indptr, indices, start, stop, first, last, chunk_of, there, self.bits, chunk, key,
+                                      u[some], v[some])
+            found[start] = slice(arcs[start], arcs[start] + count)
 
-        run_pieces(piece, len(blocks), 4)
-        found = [slice(a, a + count) for a, count in zip(place, counts, strict=False)]
-        return np.concatenate([u[s] for s in found]), np.concatenate([v[s] for s in found])
+        run_pieces(piece, len(blocks), _BLOCKS)
+        parts = [found[start] for start in sorted(found)]
+        return np.concatenate([u[part] for part in parts]), np.concatenate([v[part] for part in parts])
 
-    def _step(self, u, v, nodes, cumulative, rng) -> float:
+    def step(self, u, v, nodes, cumulative, rng) -> float:
+        """One step on some pairs; the sum of their losses. Negatives are ``nodes`` by the sums of their odds."""
         m, k, rows = len(u), self.model.n_negatives, self.model._vectors
         groups = -(-m // GROUP)
         where = np.empty(2 * m + groups * k, np.int64)

@@ -69,21 +69,23 @@ cdef inline bint kept(int64_t u, int64_t v, const int32_t[::1] chunk_of, const u
     return u != v and (mix64(key ^ mix64(min(u, v)) ^ max(u, v)) & 1) == (u < v)
 
 
-def arc_pairs(const index[::1] indptr, const index[::1] indices, int64_t first, int64_t last,
-              const int32_t[::1] chunk_of, const uint8_t[::1] held, int bits, int32_t chunk, uint64_t key,
-              int64_t[::1] u, int64_t[::1] v):
-    """Write the pairs of the arcs of the nodes first..last, all of ``chunk``; returns their number.
+def arc_pairs(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop,
+              const int64_t[::1] first, const int64_t[::1] last, const int32_t[::1] chunk_of, const uint8_t[::1] held,
+              int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
+    """Write the pairs of the arcs of the nodes first[k]..last[k], for k in start..stop; returns their number.
 
-    A pair of two chunks is taken where the other one is held; of the two arcs of a pair within the chunk, one.
+    The nodes are those of ``chunk`` (-1: it does not meet itself). A pair of two chunks is taken where the other one
+    is held; of the two arcs of a pair within the chunk, one.
     """
-    cdef Py_ssize_t count = 0
+    cdef Py_ssize_t k, count = 0
     cdef int64_t node, a
     with nogil:
-        for node in range(first, last):
-            for a in range(indptr[node], indptr[node + 1]):
-                u[count] = node
-                v[count] = indices[a]
-                count += kept(node, indices[a], chunk_of, held, bits, chunk, key)
+        for k in range(start, stop):
+            for node in range(first[k], last[k]):
+                for a in range(indptr[node], indptr[node + 1]):
+                    u[count] = node
+                    v[count] = indices[a]
+                    count += kept(node, indices[a], chunk_of, held, bits, chunk, key)
     return count
 
 

@@ -12,12 +12,16 @@ CHUNK_ROWS = 2048  # at least, so that a window of a small table is worth its tu
 
 @dataclass(frozen=True)
 class Window:
-    """A chunk of blocks that meets itself, if ``own``, and the chunks ``held``; blocks in ascending order."""
+    """A chunk of blocks that meets the chunks ``held`` and, if ``own``, itself."""
 
     chunk: int
     held: tuple[int, ...]
     own: bool
-    blocks: np.ndarray
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """All chunks that it needs."""
+        return (*self.held, self.chunk)
 
 
 class EpochWindows:
@@ -53,13 +57,17 @@ class EpochWindows:
                 self._add(chunk, group, own=False)
 
     def _add(self, chunk: int, held: tuple[int, ...], own: bool) -> None:
-        blocks = np.sort(np.concatenate([self.chunks[c] for c in (*held, chunk)]))
-        for c in (*held, chunk):
+        window = Window(chunk, held, own)
+        for c in window.chunks:
             self._uses[c].append(len(self.windows))
-        self.windows.append(Window(chunk, held, own, blocks))
+        self.windows.append(window)
 
     def __len__(self) -> int:
         return len(self.windows)
+
+    def blocks(self, window: int) -> np.ndarray:
+        """The blocks that a window needs, ascending."""
+        return np.sort(np.concatenate([self.chunks[c] for c in self.windows[window].chunks]))
 
     def due(self, chunk: int, after: int) -> int:
         """The next window after one that uses a chunk; the number of windows where none does."""
