@@ -1,7 +1,7 @@
 """Learnable tables past the limit of memory: beside memory, beside partitions that are swapped whole, beside word2vec.
 
 The table goes past the page cache, so that it helps no side. gensim runs in its own interpreter: set
-``GNNCY_GENSIM_PYTHON`` to one that has it. Rates are per second of wall time, those beside gensim per second of CPU time.
+``GNNCY_GENSIM_PYTHON`` to one that has it. Rates are per second of wall time, beside gensim per second of CPU time.
 """
 import importlib.util
 import os
@@ -107,8 +107,8 @@ CHILD = """
     from scipy.sparse import csr_array
     indptr, indices = np.load(sys.argv[1]), np.load(sys.argv[2])
     graph = csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=(len(indptr) - 1,) * 2)
-    gnncy.NodeEmbedding(128, epochs=3, random_state=0, memory_limit=int(sys.argv[3]), direct=True, n_jobs=int(sys.argv[4]),
-                        folder=sys.argv[5]).fit(graph)
+    gnncy.NodeEmbedding(128, epochs=3, random_state=0, memory_limit=int(sys.argv[3]), direct=True,
+                        n_jobs=int(sys.argv[4]), folder=sys.argv[5]).fit(graph)
 """
 
 
@@ -134,7 +134,8 @@ def tables(quick, threads):
             kept[name] = model.embedding_[::17].copy()
             moved, last = model.history_[-1], model.plan_
         np.testing.assert_array_equal(kept["memory"], kept["disk"])
-        yield row(f"{setting}, limit {limit / 1e6:.0f} MB; an epoch reads {moved['bytes_read'] / 1e9:.1f} GB", rates["disk"],
+        setting += f", limit {limit / 1e6:.0f} MB"
+        yield row(f"{setting}; an epoch reads {moved['bytes_read'] / 1e9:.1f} GB", rates["disk"],
                   "the same in memory, to the same bits", rates["memory"], "edges/s", 0.5)
         spare = last.left("train") + last.stages["train"]["window of the table"]
         theirs, moved = swapped(graph, folder, spare, threads)

@@ -93,11 +93,11 @@ class NodeEmbedding(Estimator):
 
     Notes
     -----
-    The blocks of the table are dealt anew to chunks in every epoch; a thirteenth of them stays in memory while the others
-    come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order
-    (:class:`~gnncy.storage.tables.windows.EpochWindows`). Negatives are drawn from the thirteenth, by groups of 16 pairs,
-    so that none has to be read for its own sake. A pair of a walk is taken where its start comes by and its other node is
-    there, which in a random deal is one half of them. Arcs count alike, whatever their weights.
+    The blocks of the table are dealt anew to chunks in every epoch; a thirteenth of them stays in memory while the
+    others come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order.
+    Negatives are drawn from the thirteenth, by groups of 16 pairs, so that none has to be read for its own sake. A pair
+    of a walk is taken where its start comes by and its other node is there, which in a random deal is one half of
+    them. Arcs count alike, whatever their weights.
 
     References
     ----------
@@ -157,7 +157,7 @@ class NodeEmbedding(Estimator):
         StorageError
             If a file cannot be read or written, or ``folder`` holds another run.
         """
-        with self._verbose_logging(), working_threads(self.n_jobs):
+        with self._verbose_logging(), working_threads(self.n_jobs):  # type: ignore[misc]
             self._check_parameters()
             adjacency = self._adjacency(X)
             n = adjacency.shape[0]
@@ -403,7 +403,7 @@ class _Pairs:
             where[m:] += 1
         self.table.locate(where, where)
         factor, loss, gradient = self._factor[:m], self._loss[:m], self._gradient[:len(where)]
-        run_pieces(lambda a, b: skipgram.gradient(a, b, self.table.records, where, GROUP, factor, loss, gradient), groups,
-                   _PIECE)
+        records = self.table.records
+        run_pieces(lambda a, b: skipgram.gradient(a, b, records, where, GROUP, factor, loss, gradient), groups, _PIECE)
         self.table.step(where, gradient)
         return float(loss.sum())

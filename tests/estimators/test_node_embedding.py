@@ -53,7 +53,8 @@ CHILD = """
     import sys
     import gnncy
     data = gnncy.datasets.make_sbm(12_000, 8, degree=8.0, homophily=0.9, seed=0)
-    gnncy.NodeEmbedding(12, epochs=12, random_state=0, memory_limit=int(sys.argv[2]), folder=sys.argv[1]).fit(data.adjacency)
+    options = {"epochs": 12, "random_state": 0, "memory_limit": int(sys.argv[2]), "folder": sys.argv[1]}
+    gnncy.NodeEmbedding(12, **options).fit(data.adjacency)
 """
 
 
@@ -89,8 +90,8 @@ def test_the_memory_limit_is_kept(graph, tmp_path):
         n = 60_000
         ring = np.arange(n)
         from scipy.sparse import csr_array
-        a = csr_array((np.ones(2 * n, np.float32), (np.tile(ring, 2), np.concatenate([(ring + 1) % n, (ring - 1) % n]))),
-                      shape=(n, n))
+        ends = np.tile(ring, 2), np.concatenate([(ring + 1) % n, (ring - 1) % n])
+        a = csr_array((np.ones(2 * n, np.float32), ends), shape=(n, n))
         gnncy.NodeEmbedding(128, epochs=1, random_state=0, memory_limit="40MB").fit(a[:200, :200])
         before = _memory.rss()
         _memory.reset_peak()

@@ -353,8 +353,8 @@ def test_steps_on_records(level, dtype, d):
             row -= 0.1 / (np.sqrt(want[:, d:d + 1]) + 1e-3) * total
         else:
             used = np.isin(np.arange(50), where)[:, None]
-            m, v = 0.9 * want[:, d:2 * d] + 0.1 * total, 0.99 * want[:, 2 * d:3 * d] + 0.01 * total**2
-            want[:, d:2 * d], want[:, 2 * d:3 * d] = np.where(used, m, want[:, d:2 * d]), np.where(used, v, want[:, 2 * d:3 * d])
+            m, v = want[:, d:2 * d], want[:, 2 * d:3 * d]  # views
+            m[:], v[:] = np.where(used, 0.9 * m + 0.1 * total, m), np.where(used, 0.99 * v + 0.01 * total**2, v)
             row -= np.where(used, 0.1 * m / (np.sqrt(v) * 1.5 + 1e-3), 0)
         got, spare = records.copy(), grad.copy()
         getattr(module, name)(0, count, distinct[:count], order, begin, spare, *scalars, got)

@@ -141,13 +141,13 @@ class Journal:
             some = blocks[first:first + _IMAGES]
             self._file.get(some, np.arange(len(some), dtype=np.int64) * size + PAGE, self._buffer)
             for entry, block in zip(self._buffer, some.tolist(), strict=False):
-                head = (_MAGIC, generation, block, zlib.crc32(entry[PAGE:]))
+                head = (_MAGIC, generation, block, zlib.crc32(entry[PAGE:].data))
                 entry[:PAGE] = 0
                 entry[:_ENTRY.size] = np.frombuffer(_ENTRY.pack(*head, zlib.crc32(repr(head).encode())), np.uint8)
-            data = self._buffer[:len(some)].reshape(-1)
+            data = self._buffer[:len(some)].reshape(-1).data
             done = os.pwrite(self._fd, data, self._end)
             if done != data.nbytes:
-                raise StorageError(f"{self.path}: only {done} of {data.nbytes} bytes could be written; the disk is full")
+                raise StorageError(f"{self.path}: only {done} of {data.nbytes} bytes could be written; free some space")
             self._file.stats.add(bytes_written=done, operations=1)
             self._end += done
         os.fsync(self._fd)
@@ -186,9 +186,9 @@ class Journal:
         size = self._entry_bytes
         entry = direct_empty(size)
         with open(self.path, "rb", buffering=0) as file:
-            while file.readinto(entry) == size:
+            while file.readinto(entry.data) == size:
                 magic, of, block, crc, check = _ENTRY.unpack(entry[:_ENTRY.size].tobytes())
                 if (magic, of) != (_MAGIC, generation) or check != zlib.crc32(repr((magic, of, block, crc)).encode()) \
-                        or crc != zlib.crc32(entry[PAGE:]) or block >= len(self._saved):
+                        or crc != zlib.crc32(entry[PAGE:].data) or block >= len(self._saved):
                     return  # it was being written when the process ended, so its block was not written over yet
                 yield block, entry[PAGE:]

@@ -401,7 +401,8 @@ class EmbeddingTable:
         self._check_writer()
         file = self._file
         if file is None or not self._journaled:
-            raise StorageError(f"{self.path}: {'the table is closed' if file is None else 'has no journal to go back by'}")
+            what = "the table is closed" if file is None else "has no journal to go back by"
+            raise StorageError(f"{self.path}: {what}")
         self._cache.forget()
         self._roll_back(file)
         self._failed = False
@@ -536,7 +537,8 @@ def _write_rows(temporary: Path, path: Path, n: int, d: int, dtype: np.dtype, bi
     several = min(n_blocks, max(1, (8 << 20) // block_bytes))
     data = direct_empty((several, block_rows), dtype)
     data.view(np.uint8)[:] = 0
-    with TableFile(temporary, os.O_RDWR | os.O_CREAT, block_bytes, direct=bool(direct)) as file:
+    file = TableFile(temporary, os.O_RDWR | os.O_CREAT, block_bytes, direct=bool(direct))
+    with file:
         file.reserve(4096 + n_blocks * block_bytes)
         write_all(file.fd, path, npy_header((n,), dtype), 0)
         for first in range(0, n_blocks, several):
