@@ -247,3 +247,11 @@ def test_lines_an_epoch(capsys):
     NodeEmbedding(4, epochs=2, random_state=0, verbose=1).fit(a)
     lines = capsys.readouterr().err
     assert "epoch 1  loss" in lines and "pairs/s" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Estimator NodeEmbedding does not inherit")
+def test_scikit_learn_s_own_checks():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks", reason="needs gnncy[sklearn]")
+    checks.check_estimator(NodeEmbedding(2, epochs=1, random_state=0), expected_failed_checks={
+        "check_dtype_object": "arrays of objects are refused, not converted"}, on_skip=None)
