@@ -47,6 +47,9 @@ class SmoothedEncoder:
     starts from what a careful user would compute without it.
     """
 
+    blocks = BLOCKS
+    basis_diffusion: Diffusion | None = BASIS_DIFFUSION
+
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
                  batch_size: int, seed: int) -> None:
         self.n_components, self.width, self.hidden = n_components, width, hidden
@@ -83,7 +86,7 @@ class SmoothedEncoder:
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
-        return len(BLOCKS) * self._reduced_width(n, d, sparse)
+        return len(self.blocks) * self._reduced_width(n, d, sparse)
 
     def _reduces(self, d: int, sparse: bool) -> bool:
         return sparse or d > self.width
@@ -123,7 +126,7 @@ class SmoothedEncoder:
         self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
         if not self.reducer_.load(work.parent, d):
             log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, work)
+            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), self.basis_diffusion, work)
             self.reducer_.save(work.parent)
             _memory.trim()
 
@@ -132,27 +135,28 @@ class SmoothedEncoder:
         with reduced_tiles(features, self.reducer_, folder) as source:
             if fit:
                 self.propagation_ = _choose_propagation(adjacency, source, self.seed)
-            log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, len(BLOCKS),
+            log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, len(self.blocks),
                      source.shape[1])
             matrix = propagation_matrix(adjacency, self.propagation_)
-            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
+            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.blocks], folder)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
         n, width = blocks[0].shape
-        lengths = np.array([length for _, length in BLOCKS])
-        lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
+        lengths = np.array([length for _, length in self.blocks])
+        lengths *= np.sqrt(len(self.blocks) * width / (lengths**2).sum())  # entries of a row have mean square 1
 
         def rows():
-            size = chunk_rows(len(BLOCKS) * width)
+            size = chunk_rows(len(self.blocks) * width)
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                chunk = np.empty((stop - start, len(BLOCKS), width), np.float32)
+                chunk = np.empty((stop - start, len(self.blocks), width), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
                     chunk[:, b] = unit_rows(part) * np.float32(lengths[b])
                 yield chunk.reshape(stop - start, -1)
 
-        FeatureStorage.from_blocks(path, (n, len(BLOCKS) * width), rows(), dtype=np.float32, overwrite=True).close()
+        shape = (n, len(self.blocks) * width)
+        FeatureStorage.from_blocks(path, shape, rows(), dtype=np.float32, overwrite=True).close()
         for block in blocks:
             block.close()
         _memory.trim()
@@ -194,7 +198,7 @@ class SmoothedEncoder:
         return float(loss.data), count
 
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
-        kept = drop_blocks(x, x.shape[1] // len(BLOCKS), self.dropout, key)
+        kept = drop_blocks(x, x.shape[1] // len(self.blocks), self.dropout, key)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
     def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
