@@ -1,4 +1,4 @@
-"""The ``sage`` encoder: GraphSAGE on sampled neighbourhoods, features gathered from the cold tier."""
+"""Encoders over sampled neighbourhoods, features gathered from the cold tier: GraphSAGE, GCN, attention."""
 import logging
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,10 +9,12 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gnncy import _memory, nn
-from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.graph import NeighborSampler, SampledBatch, normalize, spmm
-from gnncy.losses import info_nce
+from gnncy.estimators.encoders.convolutions import CONVOLUTIONS, Convolution
+from gnncy.estimators.encoders.rows import joint_plan
+from gnncy.graph import NeighborSampler, SampledBatch
+from gnncy.losses import drop_edges, mask_features
+from gnncy.losses.joint_embedding import JointEmbedding, Size
 from gnncy.nn import Tensor
 from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchIterator, as_storage
 from gnncy.storage.passes import CHUNK, TILE, ColumnTiles, FeatureReducer, chunk_rows, is_sparse, iter_nodes
@@ -24,9 +26,21 @@ HOTSET_OVERHEAD = 112  # bytes that the hot set keeps for each row beside it
 PLAN_SAMPLES = 4  # minibatches whose size the plan looks at
 
 
+class ConvolutionStack(nn.Module):
+    """Graph layers, one for each block of a sampled neighbourhood, with ReLU between them."""
+
+    def __init__(self, layers: list[nn.Module]):
+        self.layers = layers
+
+    def forward(self, blocks, x) -> Tensor:
+        for i, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
+            x = layer(block, x if i == 0 else nn.relu(x))
+        return x
+
+
 @dataclass
-class PairBatch:
-    """Sampled neighbourhoods of anchors and of their positives."""
+class Neighbourhoods:
+    """Sampled neighbourhoods of anchors and of their positives, which may be the same nodes."""
 
     sample: SampledBatch
     anchors: np.ndarray
@@ -38,14 +52,18 @@ class PairBatch:
         return self.sample.nodes
 
 
-class SageEncoder:
-    """Unsupervised GraphSAGE (Hamilton et al. 2017): a node and a random neighbour of it are a positive pair.
+class SampledEncoder:
+    """Graph convolutions on sampled neighbourhoods, trained for one or several objectives.
 
-    Sparse features are first reduced to ``width`` dense columns in a store.
+    Two views are the same nodes with other columns masked and other edges dropped; or, with ``pairs="neighbors"``, a
+    node and a random neighbour of it in one pass, as in unsupervised GraphSAGE (Hamilton et al. 2017). Sparse
+    features are first reduced to ``width`` dense columns in a store.
     """
 
-    def __init__(self, *, n_components: int, width: int, hidden: int, n_neighbors: tuple[int, ...], temperature: float,
-                 dropout: float, batch_size: int, seed: int) -> None:
+    def __init__(self, *, conv: str, objectives: dict[str, float], n_components: int, width: int, hidden: int,
+                 n_neighbors: tuple[int, ...], temperature: float, dropout: float, batch_size: int, seed: int,
+                 pairs: str = "views") -> None:
+        self.conv, self.objectives, self.pairs = conv, objectives, pairs
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.n_neighbors, self.temperature = tuple(n_neighbors), temperature
         self.dropout, self.batch_size, self.seed = dropout, batch_size, seed
@@ -60,42 +78,53 @@ class SageEncoder:
         (n, d), nnz, sparse = features.shape, adjacency.nnz, is_sparse(features)
         width, itemsize = self.store_columns(n, d, sparse), 4 if sparse else features.dtype.itemsize
         graph = {"graph": 12 * nnz + 16 * n}
-        dims = self._dims(width)
-        weights = sum(2 * a * b + b for a, b in pairwise(dims))
-        sizes = self._batch_sizes(adjacency)
-        activations = (4 + itemsize) * sizes[0] * width
-        activations += 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
-        activations += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
+        kind, dims = CONVOLUTIONS[self.conv], self._dims(width)
+        weights = sum(kind.parameters(a, b) for a, b in pairwise(dims))
+        sizes, arcs = self._batch_sizes(adjacency)
+        forward = 4 * sizes[0] * width  # a view's features
+        forward += 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
+        forward += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
+        forward += kind.arc_bytes * arcs + (4 * sum(s * b for s, b in zip(sizes, dims[1:], strict=False))
+                                            if kind.multiplies_sources else 0)
+        passes = self._passes()
         stages = {}
         if sparse:
             stages["reduce"] = graph | {"chunk of rows": 16 * CHUNK,
                                         "basis": FeatureReducer(width).memory_needed(n, d) + 4 * d * width}
-        stages["train"] = graph | {"weights, gradients, Adam": 16 * weights, "sampler": 8 * n + 64 * sizes[0],
-                                   "activations": activations, "order of nodes": 16 * n,
-                                   "read buffers": max(buffer, self.least_buffer(adjacency, width, itemsize))}
-        stages["embed"] = graph | {"propagation matrix": 8 * nnz + 8 * n, "column tiles": 12 * n * TILE,
-                                   "weights": 4 * weights, "chunk of rows": 16 * CHUNK * max(1, max(dims) // width)}
+        stages["train"] = graph | kind.plan(n, nnz) | {
+            "sampler": 8 * n + 64 * sizes[0], "activations": itemsize * sizes[0] * width + passes * forward,
+            "order of nodes": 16 * n, "read buffers": max(buffer, self.least_buffer(adjacency, width, itemsize))
+        } | joint_plan(self.objectives, Size(self.n_components, width), weights, 2 * self.batch_size)
+        stages["embed"] = graph | kind.plan(n, nnz) | {
+            "column tiles": 12 * n * TILE, "weights": 4 * weights,
+            "chunk of rows": 16 * CHUNK * max(1, max(dims) // width)}
         return stages
+
+    def _passes(self) -> int:
+        """Passes through the encoder whose activations are held at one time."""
+        views = 2 if self.pairs == "views" else 1
+        return views + ("ggd" in self.objectives) + views * ("bgrl" in self.objectives)
 
     def _dims(self, width: int) -> list[int]:
         return [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
 
-    def _batch_sizes(self, adjacency: csr_array) -> list[int]:
-        """Nodes of a minibatch at each layer, outermost first; a safe estimate from a few samples."""
+    def _batch_sizes(self, adjacency: csr_array) -> tuple[list[int], int]:
+        """Nodes of a minibatch at each layer, outermost first, and its arcs; a safe estimate from a few samples."""
         if self._sizes is None:
             n = adjacency.shape[0]
             sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "plan"))
             found = []
             for i in range(PLAN_SAMPLES):
-                seeds = stream(self.seed, "plan", i).permutation(n)[:2 * self.batch_size]
+                seeds = stream(self.seed, "plan", i).permutation(n)[:self.batch_size * (1 + (self.pairs != "views"))]
                 blocks = sampler.sample(seeds, epoch=0, batch=i).blocks
-                found.append([block.n_src for block in blocks] + [len(seeds)])
-            self._sizes = [min(n, int(1.25 * size) + 64) for size in np.max(found, axis=0)]
+                found.append([block.n_src for block in blocks] + [len(seeds), sum(block.n_arcs for block in blocks)])
+            most = np.max(found, axis=0)
+            self._sizes = [min(n, int(1.25 * size) + 64) for size in most[:-1]], int(1.25 * most[-1]) + 64
         return self._sizes
 
     def least_buffer(self, adjacency: csr_array, width: int, itemsize: int) -> int:
         """Bytes of the smallest read buffers: the neighbourhoods of two minibatches."""
-        return HyperbatchIterator.buffer_bytes_for(self._batch_sizes(adjacency)[0], width, np.dtype(f"f{itemsize}"))
+        return HyperbatchIterator.buffer_bytes_for(self._batch_sizes(adjacency)[0][0], width, np.dtype(f"f{itemsize}"))
 
     def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool):
         """Dense features to gather from: the given ones, or a reduced store in ``work``."""
@@ -127,10 +156,13 @@ class SageEncoder:
         return reducer
 
     def build(self, store) -> None:
-        """The untrained encoder for a store of features."""
-        self.convolutions_ = [nn.SAGEConv(a, b, rng=stream(self.seed, "weights", i))
-                              for i, (a, b) in enumerate(pairwise(self._dims(store.shape[1])))]
-        self.model_ = nn.Sequential(*self.convolutions_)
+        """The untrained encoder for a store of features, under the heads of its objectives."""
+        kind, columns = CONVOLUTIONS[self.conv], store.shape[1]
+        layers = [kind.layer(a, b, stream(self.seed, "weights", i)) for i, (a, b) in
+                  enumerate(pairwise(self._dims(columns)))]
+        self.scale_ = _scale(store)
+        self.model_ = JointEmbedding(ConvolutionStack(layers), self.objectives, width=self.n_components,
+                                     columns=columns, temperature=self.temperature, rng=stream(self.seed, "heads"))
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
@@ -139,25 +171,32 @@ class SageEncoder:
     def epochs(self, adjacency: csr_array, store, *, buffer: int, prefetch: bool):
         """A function ``(epoch, first)`` that gives an epoch's sampled minibatches from ``first`` on."""
         n = adjacency.shape[0]
-        sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "sample"))
+        self._convolution = CONVOLUTIONS[self.conv](adjacency)
+        sampler = NeighborSampler(self._convolution.graph, self.n_neighbors, seed=derive(self.seed, "sample"),
+                                  weighted=self._convolution.weighted)
         partner = NeighborSampler(adjacency, (1,), seed=derive(self.seed, "positive"))
         width, itemsize = store.shape[1], store.dtype.itemsize
         reads = max(self.least_buffer(adjacency, width, itemsize), buffer // 2)
         capacity = min(max(buffer - reads, 0) // (width * itemsize + HOTSET_OVERHEAD), n)
         hotset = AdaptiveHotset(capacity, width, dtype=store.dtype) if capacity > 0 else None
 
-        def pairs(epoch: int, first: int):
+        def neighbourhoods(epoch: int, first: int):
             order = stream(self.seed, "order", epoch).permutation(n)
             for i in range(first, self.steps_per_epoch(n)):
                 anchors = order[i * self.batch_size:(i + 1) * self.batch_size]
-                positives = _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i), anchors)
-                seeds, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
-                yield PairBatch(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)], place[len(anchors):])
+                pairs = anchors
+                if self.pairs == "neighbors":
+                    pairs = np.concatenate([anchors, _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i),
+                                                                    anchors)])
+                seeds, place = np.unique(pairs, return_inverse=True)
+                yield Neighbourhoods(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)],
+                                     place[-len(anchors):])
 
         def batches(epoch: int, first: int):
             if hotset is not None:
                 hotset.decay_counts()
-            return HyperbatchIterator(store, pairs(epoch, first), buffer_bytes=reads, prefetch=prefetch, hotset=hotset)
+            return HyperbatchIterator(store, neighbourhoods(epoch, first), buffer_bytes=reads, prefetch=prefetch,
+                                      hotset=hotset)
 
         return batches
 
@@ -165,35 +204,69 @@ class SageEncoder:
         """Full minibatches of an epoch; the nodes left over come at another place in the next epoch's order."""
         return max(1, n // self.batch_size)
 
-    def step(self, batch, key: int) -> tuple[float, int]:
-        """Loss and gradients of one minibatch of pairs."""
-        pairs = batch.batch
-        x = Tensor(np.asarray(batch.features, np.float32))
-        for i, (convolution, block) in enumerate(zip(self.convolutions_, pairs.sample.blocks, strict=True)):
-            x = nn.dropout(x, self.dropout, key=derive(key, "dropout", i))
-            x = convolution(block, x)
-            if i < len(self.convolutions_) - 1:
-                x = nn.relu(x)
-        loss = info_nce(x[pairs.anchors], x[pairs.positives], temperature=self.temperature, symmetric=True)
-        loss.backward()
-        return float(loss.data), len(pairs.anchors)
+    def step(self, batch, key: int) -> tuple[float, int, dict[str, float]]:
+        """Loss and gradients of one minibatch, and each objective's loss."""
+        views = SampledViews(batch.batch, np.asarray(batch.features, np.float32) * self.scale_, self._convolution,
+                             self.dropout, key, self.pairs)
+        total, parts = self.model_(views)
+        total.backward()
+        return total.item(), len(batch.batch.anchors), parts
 
     def embed(self, adjacency: csr_array, store, path: Path, folder: Path) -> None:
         """Write the embedding of every node, layer by layer over all neighbours (no sampling)."""
-        mean = normalize(adjacency, "row", self_loops=0.0)
-        hidden = iter_nodes(store)
-        n = adjacency.shape[0]
+        convolution = CONVOLUTIONS[self.conv](adjacency)
+        layers = self.model_.encoder.layers
+        hidden = ((start, np.asarray(rows, np.float32) * self.scale_) for start, rows in iter_nodes(store))
         tiles: ColumnTiles | None = None
-        for i, convolution in enumerate(self.convolutions_):
-            following = _layer(mean, hidden, n, convolution, folder, activate=i < len(self.convolutions_) - 1)
+        for layer in layers:
+            following = convolution.over_all(layer, hidden, folder, activate=layer is not layers[-1])
             if tiles is not None:
                 tiles.close()
             tiles = following
             hidden = tiles.iter_rows(chunk_rows(tiles.shape[1]))
         rows = (part.copy() for _, part in hidden)
-        FeatureStorage.from_blocks(path, (n, self.n_components), rows, dtype=np.float32, overwrite=True).close()
+        FeatureStorage.from_blocks(path, (adjacency.shape[0], self.n_components), rows, dtype=np.float32,
+                                   overwrite=True).close()
         if tiles is not None:
             tiles.close()
+
+
+class SampledViews:
+    """Random views of sampled neighbourhoods: columns masked and edges dropped; or nodes and their neighbours."""
+
+    def __init__(self, batch: Neighbourhoods, x: np.ndarray, convolution: Convolution, rate: float, key: int,
+                 pairs: str) -> None:
+        self._batch, self._x, self._convolution, self._rate, self._key = batch, x, convolution, rate, key
+        self._count = 2 if pairs == "views" else 1
+        self._blocks = [self._some_edges(i) for i in range(self._count)]
+
+    def _some_edges(self, number: int) -> list:
+        nodes, key = self._batch.nodes, derive(self._key, "edges", number)
+        return [self._convolution.hear(drop_edges(block, self._rate, key, nodes=nodes[:block.n_src]), nodes)
+                for block in self._batch.sample.blocks]
+
+    def _some_columns(self, x: np.ndarray, number: int) -> Tensor:
+        return Tensor(mask_features(x, self._rate, derive(self._key, "columns", number)))
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self._x[np.concatenate([self._batch.anchors, self._batch.positives])]
+
+    def pair(self, encoder: nn.Module) -> Tensor:
+        z = [encoder(blocks, self._some_columns(self._x, i)) for i, blocks in enumerate(self._blocks)]
+        return nn.concatenate([z[0][self._batch.anchors], z[-1][self._batch.positives]])
+
+    def corrupted(self, encoder: nn.Module) -> Tensor:
+        order = stream(self._key, "corrupted").permutation(len(self._x))
+        return encoder(self._blocks[0], self._some_columns(self._x[order], 0))[self._batch.anchors]
+
+
+def _scale(store) -> np.float32:
+    """What makes the mean square of (a sample of) the features 1: layers begin with weights for such rows."""
+    n, d = store.shape
+    ids = np.unique(np.linspace(0, n - 1, min(n, max(1, CHUNK // d))).astype(np.int64))
+    mean = float(np.square(store.read_batch(ids), dtype=np.float64).mean())
+    return np.float32(1 / np.sqrt(mean) if mean > 0 else 1)
 
 
 def _one_neighbour(sample, anchors: np.ndarray) -> np.ndarray:
@@ -203,23 +276,3 @@ def _one_neighbour(sample, anchors: np.ndarray) -> np.ndarray:
     has = np.diff(block.indptr) > 0
     chosen[has] = sample.nodes[block.indices[block.indptr[:-1][has]]]
     return chosen
-
-
-def _layer(mean: csr_array, hidden, n: int, convolution, folder: Path, *, activate: bool) -> ColumnTiles:
-    """One SAGE layer over all nodes: own rows times one matrix, plus the neighbours' mean of the other product."""
-    weight_self, weight_neigh = convolution.weight_self.data, convolution.weight_neigh.data
-    d = weight_self.shape[1]
-    own, message = ColumnTiles(folder, n, d), ColumnTiles(folder, n, d)
-    for start, rows in hidden:
-        rows = np.ascontiguousarray(rows, np.float32)
-        own.write_rows(start, matmul(rows, weight_self) + convolution.bias.data)
-        message.write_rows(start, matmul(rows, weight_neigh))
-    x, out = np.empty((n, TILE), np.float32), np.empty((n, TILE), np.float32)
-    for tile in range(own.n_tiles):
-        spmm(mean, message.read_tile(tile, x), out=out)
-        out += own.read_tile(tile, x)
-        if activate:
-            np.maximum(out, 0, out=out)
-        own.write_tile(tile, out)
-    message.close()
-    return own

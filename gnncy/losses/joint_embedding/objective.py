@@ -131,10 +131,24 @@ class Size(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """How an objective is put on top of an encoder."""
+    """How an objective is put on top of an encoder, and what it holds.
+
+    Attributes
+    ----------
+    head : callable
+        Of the size, the encoder and a generator.
+    loss : callable
+        Of the model, the head, the embeddings of both views and the views.
+    learned : callable
+        Numbers that the head of a size learns.
+    work : callable
+        Numbers that head and loss hold for each embedded row, at most, the encoder's own left out.
+    """
 
     head: Callable[[Size, Module, np.random.Generator], Module]
     loss: Callable[[JointEmbedding, Module, Tensor, Views], Tensor]
+    learned: Callable[[Size], int]
+    work: Callable[[Size], int]
 
 
 class _Bootstrap(Module):
@@ -164,26 +178,41 @@ def _halves(z: Tensor) -> tuple[Tensor, Tensor]:
     return z[:half], z[half:]
 
 
-def _contrast(model, head, z, views):
-    return InfoNCELoss(model.temperature, symmetric=True)(*_halves(head(z)))
-
-
 def _discriminate(model, head, z, views):
     corrupted = views.corrupted(model.encoder)
     both = head(concatenate([z[:len(corrupted)], corrupted]))
     return GroupDiscriminationLoss()(*_halves(both))
 
 
+def _projected(outputs: int) -> Callable[[Size], int]:
+    """Numbers of a projection head to so many times the embedding's columns."""
+    return lambda size: 2 * size.width * (size.width + 1) + outputs * size.width * (2 * size.width + 1)
+
+
 OBJECTIVES: dict[str, Objective] = {
-    "infonce": Objective(lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, size.width, rng=rng),
-                         _contrast),
-    "vicreg": Objective(lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, 2 * size.width, rng=rng),
-                        lambda model, head, z, views: VICRegLoss()(*_halves(head(z)))),
-    "cca": Objective(lambda size, encoder, rng: Sequential(),
-                     lambda model, head, z, views: CCALoss()(*_halves(z))),
-    "bgrl": Objective(_Bootstrap, lambda model, head, z, views: head(model, z, views)),
-    "ggd": Objective(lambda size, encoder, rng: Linear(size.width, size.width, rng=rng), _discriminate),
-    "reconstruction": Objective(lambda size, encoder, rng: Linear(size.width, size.columns, rng=rng),
-                                lambda model, head, z, views: ReconstructionLoss("sce")(head(z), views.targets)),
+    "infonce": Objective(
+        head=lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, size.width, rng=rng),
+        loss=lambda model, head, z, views: InfoNCELoss(model.temperature, symmetric=True)(*_halves(head(z))),
+        learned=_projected(1), work=lambda size: 12 * size.width + 512),
+    "vicreg": Objective(
+        head=lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, 2 * size.width, rng=rng),
+        loss=lambda model, head, z, views: VICRegLoss()(*_halves(head(z))),
+        learned=_projected(2), work=lambda size: 20 * size.width),
+    "cca": Objective(
+        head=lambda size, encoder, rng: Sequential(),
+        loss=lambda model, head, z, views: CCALoss()(*_halves(z)),
+        learned=lambda size: 0, work=lambda size: 10 * size.width),
+    "bgrl": Objective(
+        head=_Bootstrap,
+        loss=lambda model, head, z, views: head(model, z, views),
+        learned=lambda size: _projected(1)(size) + 4 * size.width + 1, work=lambda size: 16 * size.width),
+    "ggd": Objective(
+        head=lambda size, encoder, rng: Linear(size.width, size.width, rng=rng),
+        loss=_discriminate,
+        learned=lambda size: size.width * (size.width + 1), work=lambda size: 8 * size.width),
+    "reconstruction": Objective(
+        head=lambda size, encoder, rng: Linear(size.width, size.columns, rng=rng),
+        loss=lambda model, head, z, views: ReconstructionLoss("sce")(head(z), views.targets),
+        learned=lambda size: size.columns * (size.width + 1), work=lambda size: 4 * size.columns),
 }
 """What each objective puts on top of an encoder, and its loss."""

@@ -1,0 +1,1 @@
+"""Parts that GraphEncoder's encoders are made of."""
