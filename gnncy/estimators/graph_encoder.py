@@ -21,9 +21,12 @@ from gnncy._random import seed_from
 from gnncy._threads import effective_n_jobs, working_threads
 from gnncy.errors import GraphFormatError, StorageError
 from gnncy.estimators.base import Estimator
-from gnncy.estimators.sage import SageEncoder
+from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
+from gnncy.estimators.encoders.rows import RowEncoder
+from gnncy.estimators.sage import SampledEncoder
 from gnncy.estimators.smoothed import SmoothedEncoder
 from gnncy.graph import as_csr
+from gnncy.losses.joint_embedding import JointEmbedding, check_objectives
 from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
 from gnncy.storage.passes import is_sparse
@@ -32,6 +35,7 @@ from gnncy.training.phases import PhaseConfig
 
 log = logging.getLogger("gnncy")
 
+ENCODERS = ("propagate", "mlp", *CONVOLUTIONS)
 AUTO_STEPS = 200
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
@@ -40,18 +44,22 @@ BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is
 
 
 class GraphEncoder(Estimator):
-    """Node embeddings of a graph, trained without labels by InfoNCE, within a memory limit.
+    """Node embeddings of a graph, trained without labels, within a memory limit.
 
     Parameters
     ----------
     n_components : int, default 128
         Columns of the embedding.
-    encoder : {"propagate", "sage"}, default "propagate"
+    encoder : {"propagate", "mlp", "sage", "gcn", "gat"}, default "propagate"
         ``"propagate"`` smooths the features over the graph once, out of core, and trains a residual MLP on shuffled
-        rows, two random views of a row being each other's positives. ``"sage"`` trains GraphSAGE on sampled
-        neighbourhoods, a node and a random neighbour being a positive pair.
+        rows; ``"mlp"`` does so on the features alone. The others train GraphSAGE, GCN or graph attention on sampled
+        neighbourhoods.
+    objective : str, list of str or dict of float, default "infonce"
+        What the encoder is trained for: ``"infonce"``, ``"vicreg"``, ``"cca"``, ``"bgrl"``, ``"ggd"``,
+        ``"reconstruction"``, or several with their weights, ``{"infonce": 1.0, "reconstruction": 0.5}``; see
+        :class:`gnncy.losses.JointEmbedding`.
     n_neighbors : tuple of int, default (15, 10)
-        Fan-outs of ``"sage"``, from the node outwards; their number is the number of layers.
+        Fan-outs of ``"sage"``, ``"gcn"`` and ``"gat"``, from the node outwards; their number is the number of layers.
     hidden : int, default 256
         Width of the hidden layer(s).
     reduced_width : int, default 256
@@ -59,7 +67,7 @@ class GraphEncoder(Estimator):
     temperature : float, default 0.5
         Of InfoNCE.
     dropout : float, default 0.3
-        Share of feature columns (and, for ``"propagate"``, of smoothings) dropped in a view.
+        Share of feature columns, and of smoothings (``"propagate"``) or edges (sampled encoders), dropped in a view.
     learning_rate : float, default 3e-4
         Adam's step size at its highest; it follows a cosine after a short warm-up.
     batch_size : int, default 1024
@@ -114,12 +122,13 @@ class GraphEncoder(Estimator):
 
     _start_up: int | None = None  # set by the command, whose limit counts from the process's start
 
-    def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=256, reduced_width=256,
-                 temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024, max_epochs="auto",
-                 memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
-                 callbacks=None, phases=None):
+    def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10), hidden=256,
+                 reduced_width=256, temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024,
+                 max_epochs="auto", memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0,
+                 checkpoint_dir=None, callbacks=None, phases=None):
         self.n_components = n_components
         self.encoder = encoder
+        self.objective = objective
         self.n_neighbors = n_neighbors
         self.hidden = hidden
         self.reduced_width = reduced_width
@@ -233,7 +242,8 @@ class GraphEncoder(Estimator):
     # -- the parts of fit
 
     def _new_encoder(self, seed: int, n: int):
-        check_choice(self.encoder, "encoder", ("propagate", "sage"))
+        check_choice(self.encoder, "encoder", ENCODERS)
+        objectives = check_objectives(self.objective)
         common = {
             "n_components": check_int(self.n_components, "n_components", 1),
             "width": check_int(self.reduced_width, "reduced_width", 1),
@@ -249,12 +259,15 @@ class GraphEncoder(Estimator):
             raise TypeError(f"phases must be None or a PhaseConfig, got {type(self.phases).__name__}")
         if self.max_epochs != "auto":
             check_int(self.max_epochs, "max_epochs", 0)
-        if self.encoder == "propagate":
+        if self.encoder == "propagate" and list(objectives) == ["infonce"]:
             return SmoothedEncoder(**common)
+        common["objectives"] = objectives
+        if self.encoder in ("propagate", "mlp"):
+            return RowEncoder(hops=self.encoder == "propagate", **common)
         fanouts = tuple(check_int(k, "n_neighbors", -1) for k in self.n_neighbors)
         if not fanouts:
             raise ValueError("n_neighbors must name at least one fan-out, got ()")
-        return SageEncoder(n_neighbors=fanouts, **common)
+        return SampledEncoder(conv=self.encoder, n_neighbors=fanouts, **common)
 
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
@@ -276,6 +289,8 @@ class GraphEncoder(Estimator):
             parameters.pop("phases", None)  # so that folders of releases without it go on
         else:
             parameters["phases"] = self.phases.describe()
+        if self.objective == "infonce":
+            parameters.pop("objective", None)  # likewise
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
                                       "adjacency": _checksum(adjacency), "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))
@@ -294,8 +309,12 @@ class GraphEncoder(Estimator):
         steps = encoder.steps_per_epoch(adjacency.shape[0])
         epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
-        trainer = Trainer(encoder.model_, Adam(encoder.model_.parameters(), lr=self.learning_rate), seed=encoder.seed,
-                          max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
+        model = encoder.model_
+        if isinstance(model, JointEmbedding):
+            model.total_steps = epochs * steps
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trainer = Trainer(model, Adam(trained, lr=self.learning_rate), seed=encoder.seed, max_epochs=epochs,
+                          snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
                           callbacks=self.callbacks or (), phases=self.phases)
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)

@@ -172,7 +172,9 @@ def test_bad_input_is_named(data, tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"encoder": "gat"}, "encoder must be one of 'propagate', 'sage'"),
+    ({"encoder": "gin"}, "encoder must be one of 'propagate', 'mlp', 'sage', 'gcn', 'gat'"),
+    ({"objective": "dgi"}, "objective must be one of 'infonce', 'vicreg', 'cca', 'bgrl', 'ggd', 'reconstruction'"),
+    ({"objective": {"cca": -1.0}}, r"objective\['cca'\] must be greater than 0"),
     ({"temperature": 0}, "temperature must be greater than 0"),
     ({"learning_rate": float("nan")}, "learning_rate must be finite"),
     ({"batch_size": 1}, "batch_size must be at least 2"),
