@@ -60,6 +60,9 @@ class GraphEncoder(Estimator):
         :class:`gnncy.losses.JointEmbedding`.
     n_neighbors : tuple of int, default (15, 10)
         Fan-outs of ``"sage"``, ``"gcn"`` and ``"gat"``, from the node outwards; their number is the number of layers.
+    positives : {"neighbors", "views"}, default "neighbors"
+        Of the sampled encoders: what a node's embedding shall be like, that of a random neighbour, or that of the node
+        itself in another view. Rows (``"propagate"``, ``"mlp"``) always have two views.
     hidden : int, default 256
         Width of the hidden layer(s).
     reduced_width : int, default 256
@@ -122,14 +125,15 @@ class GraphEncoder(Estimator):
 
     _start_up: int | None = None  # set by the command, whose limit counts from the process's start
 
-    def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10), hidden=256,
-                 reduced_width=256, temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024,
-                 max_epochs="auto", memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0,
-                 checkpoint_dir=None, callbacks=None, phases=None):
+    def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10),
+                 positives="neighbors", hidden=256, reduced_width=256, temperature=0.5, dropout=0.3,
+                 learning_rate=3e-4, batch_size=1024, max_epochs="auto", memory_limit="auto", n_jobs=None,
+                 prefetch=True, random_state=None, verbose=0, checkpoint_dir=None, callbacks=None, phases=None):
         self.n_components = n_components
         self.encoder = encoder
         self.objective = objective
         self.n_neighbors = n_neighbors
+        self.positives = positives
         self.hidden = hidden
         self.reduced_width = reduced_width
         self.temperature = temperature
@@ -267,7 +271,8 @@ class GraphEncoder(Estimator):
         fanouts = tuple(check_int(k, "n_neighbors", -1) for k in self.n_neighbors)
         if not fanouts:
             raise ValueError("n_neighbors must name at least one fan-out, got ()")
-        return SampledEncoder(conv=self.encoder, n_neighbors=fanouts, **common)
+        return SampledEncoder(conv=self.encoder, n_neighbors=fanouts, positives=check_choice(
+            self.positives, "positives", ("neighbors", "views")), **common)
 
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
@@ -289,8 +294,9 @@ class GraphEncoder(Estimator):
             parameters.pop("phases", None)  # so that folders of releases without it go on
         else:
             parameters["phases"] = self.phases.describe()
-        if self.objective == "infonce":
-            parameters.pop("objective", None)  # likewise
+        for name, default in (("objective", "infonce"), ("positives", "neighbors")):  # likewise
+            if parameters.get(name) == default:
+                parameters.pop(name)
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
                                       "adjacency": _checksum(adjacency), "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))

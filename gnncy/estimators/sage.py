@@ -1,5 +1,6 @@
 """Encoders over sampled neighbourhoods, features gathered from the cold tier: GraphSAGE, GCN, attention."""
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -55,19 +56,20 @@ class Neighbourhoods:
 class SampledEncoder:
     """Graph convolutions on sampled neighbourhoods, trained for one or several objectives.
 
-    Two views are the same nodes with other columns masked and other edges dropped; or, with ``pairs="neighbors"``, a
-    node and a random neighbour of it in one pass, as in unsupervised GraphSAGE (Hamilton et al. 2017). Sparse
+    A pair is a node and a random neighbour of it, embedded in one pass, as in unsupervised GraphSAGE (Hamilton et al.
+    2017); or, with ``positives="views"``, the node twice, with other columns masked and other edges dropped. Sparse
     features are first reduced to ``width`` dense columns in a store.
     """
 
     def __init__(self, *, conv: str, objectives: dict[str, float], n_components: int, width: int, hidden: int,
                  n_neighbors: tuple[int, ...], temperature: float, dropout: float, batch_size: int, seed: int,
-                 pairs: str = "views") -> None:
-        self.conv, self.objectives, self.pairs = conv, objectives, pairs
+                 positives: str) -> None:
+        self.conv, self.objectives = conv, objectives
+        self.views = 2 if positives == "views" else 1
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.n_neighbors, self.temperature = tuple(n_neighbors), temperature
         self.dropout, self.batch_size, self.seed = dropout, batch_size, seed
-        self._sizes: list[int] | None = None
+        self._sizes: tuple[list[int], int] | None = None
 
     def plan(self, adjacency: csr_array, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features.
@@ -102,8 +104,7 @@ class SampledEncoder:
 
     def _passes(self) -> int:
         """Passes through the encoder whose activations are held at one time."""
-        views = 2 if self.pairs == "views" else 1
-        return views + ("ggd" in self.objectives) + views * ("bgrl" in self.objectives)
+        return self.views * (1 + ("bgrl" in self.objectives)) + ("ggd" in self.objectives)
 
     def _dims(self, width: int) -> list[int]:
         return [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]
@@ -115,7 +116,7 @@ class SampledEncoder:
             sampler = NeighborSampler(adjacency, self.n_neighbors, seed=derive(self.seed, "plan"))
             found = []
             for i in range(PLAN_SAMPLES):
-                seeds = stream(self.seed, "plan", i).permutation(n)[:self.batch_size * (1 + (self.pairs != "views"))]
+                seeds = stream(self.seed, "plan", i).permutation(n)[:self.batch_size * (3 - self.views)]
                 blocks = sampler.sample(seeds, epoch=0, batch=i).blocks
                 found.append([block.n_src for block in blocks] + [len(seeds), sum(block.n_arcs for block in blocks)])
             most = np.max(found, axis=0)
@@ -184,13 +185,12 @@ class SampledEncoder:
             order = stream(self.seed, "order", epoch).permutation(n)
             for i in range(first, self.steps_per_epoch(n)):
                 anchors = order[i * self.batch_size:(i + 1) * self.batch_size]
-                pairs = anchors
-                if self.pairs == "neighbors":
-                    pairs = np.concatenate([anchors, _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i),
-                                                                    anchors)])
-                seeds, place = np.unique(pairs, return_inverse=True)
+                positives = anchors
+                if self.views == 1:
+                    positives = _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i), anchors)
+                seeds, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
                 yield Neighbourhoods(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)],
-                                     place[-len(anchors):])
+                                     place[len(anchors):])
 
         def batches(epoch: int, first: int):
             if hotset is not None:
@@ -207,7 +207,7 @@ class SampledEncoder:
     def step(self, batch, key: int) -> tuple[float, int, dict[str, float]]:
         """Loss and gradients of one minibatch, and each objective's loss."""
         views = SampledViews(batch.batch, np.asarray(batch.features, np.float32) * self.scale_, self._convolution,
-                             self.dropout, key, self.pairs)
+                             self.dropout, key, self.views)
         total, parts = self.model_(views)
         total.backward()
         return total.item(), len(batch.batch.anchors), parts
@@ -215,8 +215,9 @@ class SampledEncoder:
     def embed(self, adjacency: csr_array, store, path: Path, folder: Path) -> None:
         """Write the embedding of every node, layer by layer over all neighbours (no sampling)."""
         convolution = CONVOLUTIONS[self.conv](adjacency)
-        layers = self.model_.encoder.layers
-        hidden = ((start, np.asarray(rows, np.float32) * self.scale_) for start, rows in iter_nodes(store))
+        layers = self.model_.encoder.layers  # type: ignore[attr-defined]
+        hidden: Iterator[tuple[int, np.ndarray]] = (
+            (start, np.asarray(rows, np.float32) * self.scale_) for start, rows in iter_nodes(store))
         tiles: ColumnTiles | None = None
         for layer in layers:
             following = convolution.over_all(layer, hidden, folder, activate=layer is not layers[-1])
@@ -232,13 +233,12 @@ class SampledEncoder:
 
 
 class SampledViews:
-    """Random views of sampled neighbourhoods: columns masked and edges dropped; or nodes and their neighbours."""
+    """Random views of sampled neighbourhoods, ``count`` of them, with columns masked and edges dropped."""
 
     def __init__(self, batch: Neighbourhoods, x: np.ndarray, convolution: Convolution, rate: float, key: int,
-                 pairs: str) -> None:
+                 count: int) -> None:
         self._batch, self._x, self._convolution, self._rate, self._key = batch, x, convolution, rate, key
-        self._count = 2 if pairs == "views" else 1
-        self._blocks = [self._some_edges(i) for i in range(self._count)]
+        self._blocks = [self._some_edges(i) for i in range(count)]
 
     def _some_edges(self, number: int) -> list:
         nodes, key = self._batch.nodes, derive(self._key, "edges", number)

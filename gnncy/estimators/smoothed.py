@@ -1,6 +1,7 @@
 """The ``propagate`` encoder: features smoothed over the graph once, out of core, then an encoder of single rows."""
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array
@@ -47,7 +48,8 @@ class SmoothedEncoder:
     starts from what a careful user would compute without it.
     """
 
-    blocks = BLOCKS
+    blocks: tuple[tuple[Diffusion, float], ...] = BLOCKS
+    model_: Any
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
 
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
@@ -188,7 +190,7 @@ class SmoothedEncoder:
         """Full minibatches of an epoch; the rows left over come at another place in the next epoch's order."""
         return max(1, n // self.batch_size)
 
-    def step(self, batch, key: int) -> tuple[float, int]:
+    def step(self, batch, key: int) -> tuple:
         """Loss and gradients of one minibatch: two random views of the same rows are each other's positives."""
         x, count = batch.features, len(batch.features)
         views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])

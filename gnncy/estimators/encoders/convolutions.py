@@ -117,6 +117,7 @@ class GCN(Convolution):
         factor = (all_of_them / np.maximum(count, 1)).astype(np.float32)
         weights = block.weights * np.repeat(factor, count)
         looped = nn.add_self_loops(Block(block.indptr, block.indices, block.n_src, block.n_dst, weights=weights))
+        assert looped.weights is not None
         looped.weights[looped.indptr[:-1]] = self.own[targets]
         return looped
 

@@ -25,7 +25,8 @@ class RowEncoder(SmoothedEncoder):
     def plan(self, adjacency, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features."""
         stages = super().plan(adjacency, features, buffer)
-        size = Size(self.n_components, self.store_columns(*features.shape, is_sparse(features)))
+        n, d = features.shape
+        size = Size(self.n_components, self.store_columns(n, d, is_sparse(features)))
         weights = size.columns * (size.width + self.hidden) + self.hidden * (size.width + 1)
         stages["train"] |= joint_plan(self.objectives, size, weights, 2 * self.batch_size)
         return stages

@@ -134,6 +134,6 @@ class TargetNetwork(Module):
         """
         momentum = check_float(momentum, "momentum", 0, 1)
         for own, other in zip(self.network.parameters(), online.parameters(), strict=True):
-            own.data += own.dtype.type(1 - momentum) * (other.data - own.data)
+            np.copyto(own.data, own.data + own.dtype.type(1 - momentum) * np.subtract(other.data, own.data))
         for (_, mine), (_, theirs) in zip(self.network.named_buffers(), online.named_buffers(), strict=True):
             np.copyto(mine, theirs)
