@@ -83,28 +83,27 @@ class SampledEncoder:
         kind, dims = CONVOLUTIONS[self.conv], self._dims(width)
         weights = sum(kind.parameters(a, b) for a, b in pairwise(dims))
         sizes, arcs = self._batch_sizes(adjacency)
-        forward = 4 * sizes[0] * width  # a view's features
-        forward += 4 * sum(6 * size * b for size, b in zip(sizes[1:], dims[1:], strict=True))
-        forward += 4 * sum(4 * size * a for size, a in zip(sizes[1:-1], dims[1:-1], strict=True))
-        forward += kind.arc_bytes * arcs + (4 * sum(s * b for s, b in zip(sizes, dims[1:], strict=False))
-                                            if kind.multiplies_sources else 0)
-        passes = self._passes()
+        layers = list(zip(sizes[1:], dims[:-1], dims[1:], strict=True))
+        kept = sizes[0] * width + sum(size * (a + 2 * b) for size, a, b in layers)  # of a pass on the tape
+        passing = max(2 * size * a + source * b for source, (size, a, b) in zip(sizes, layers, strict=False))
+        if kind.multiplies_sources:
+            kept += sum(source * b for source, (_, _, b) in zip(sizes, layers, strict=False))
+        passes = self.views + ("ggd" in self.objectives)
+        activations = 4 * (sizes[0] * width + passes * kept + passing) + passes * kind.arc_bytes * arcs
+        if "bgrl" in self.objectives:
+            activations += 4 * kept
         stages = {}
         if sparse:
             stages["reduce"] = graph | {"chunk of rows": 16 * CHUNK,
                                         "basis": FeatureReducer(width).memory_needed(n, d) + 4 * d * width}
         stages["train"] = graph | kind.plan(n, nnz) | {
-            "sampler": 8 * n + 64 * sizes[0], "activations": itemsize * sizes[0] * width + passes * forward,
+            "sampler": 8 * n + 64 * sizes[0], "activations": itemsize * sizes[0] * width + activations,
             "order of nodes": 16 * n, "read buffers": max(buffer, self.least_buffer(adjacency, width, itemsize))
-        } | joint_plan(self.objectives, Size(self.n_components, width), weights, 2 * self.batch_size)
+        } | joint_plan(self.objectives, Size(self.n_components, width), weights, self.batch_size)
         stages["embed"] = graph | kind.plan(n, nnz) | {
             "column tiles": 12 * n * TILE, "weights": 4 * weights,
             "chunk of rows": 16 * CHUNK * max(1, max(dims) // width)}
         return stages
-
-    def _passes(self) -> int:
-        """Passes through the encoder whose activations are held at one time."""
-        return self.views * (1 + ("bgrl" in self.objectives)) + ("ggd" in self.objectives)
 
     def _dims(self, width: int) -> list[int]:
         return [width, *[self.hidden] * (len(self.n_neighbors) - 1), self.n_components]

@@ -28,7 +28,7 @@ class RowEncoder(SmoothedEncoder):
         n, d = features.shape
         size = Size(self.n_components, self.store_columns(n, d, is_sparse(features)))
         weights = size.columns * (size.width + self.hidden) + self.hidden * (size.width + 1)
-        stages["train"] |= joint_plan(self.objectives, size, weights, 2 * self.batch_size)
+        stages["train"] |= joint_plan(self.objectives, size, weights, self.batch_size)
         return stages
 
     def build(self, store) -> None:
@@ -72,9 +72,9 @@ class RowViews:
         return encoder(Tensor(self._view(np.take_along_axis(self._x, rows, axis=0), 0)))
 
 
-def joint_plan(objectives: dict[str, float], size: Size, encoder: int, rows: int) -> dict[str, int]:
-    """Bytes of weights and of heads in training, for an encoder of so many parameters and so many embedded rows."""
+def joint_plan(objectives: dict[str, float], size: Size, encoder: int, pairs: int) -> dict[str, int]:
+    """Bytes of weights and of heads in training, for an encoder of so many parameters and minibatches of pairs."""
     learned = encoder + sum(OBJECTIVES[name].learned(size) for name in objectives)
     held = {"weights, gradients, Adam": 16 * learned,
-            "heads": 4 * rows * sum(OBJECTIVES[name].work(size) for name in objectives) + 64 * size.width ** 2}
+            "heads": 4 * sum(OBJECTIVES[name].work(size, pairs) for name in objectives)}
     return held | ({"target network": 4 * encoder} if "bgrl" in objectives else {})

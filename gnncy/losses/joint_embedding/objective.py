@@ -142,13 +142,13 @@ class Objective(NamedTuple):
     learned : callable
         Numbers that the head of a size learns.
     work : callable
-        Numbers that head and loss hold for each embedded row, at most, the encoder's own left out.
+        Numbers that head and loss hold for so many pairs of embedded rows, at most, the encoder's own left out.
     """
 
     head: Callable[[Size, Module, np.random.Generator], Module]
     loss: Callable[[JointEmbedding, Module, Tensor, Views], Tensor]
     learned: Callable[[Size], int]
-    work: Callable[[Size], int]
+    work: Callable[[Size, int], int]
 
 
 class _Bootstrap(Module):
@@ -193,26 +193,27 @@ OBJECTIVES: dict[str, Objective] = {
     "infonce": Objective(
         head=lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, size.width, rng=rng),
         loss=lambda model, head, z, views: InfoNCELoss(model.temperature, symmetric=True)(*_halves(head(z))),
-        learned=_projected(1), work=lambda size: 12 * size.width + 512),
+        learned=_projected(1), work=lambda size, pairs: pairs * (24 * size.width + min(pairs, 4096))),
     "vicreg": Objective(
         head=lambda size, encoder, rng: ProjectionHead(size.width, 2 * size.width, 2 * size.width, rng=rng),
         loss=lambda model, head, z, views: VICRegLoss()(*_halves(head(z))),
-        learned=_projected(2), work=lambda size: 20 * size.width),
+        learned=_projected(2), work=lambda size, pairs: 24 * size.width * pairs + 16 * size.width**2),
     "cca": Objective(
         head=lambda size, encoder, rng: Sequential(),
         loss=lambda model, head, z, views: CCALoss()(*_halves(z)),
-        learned=lambda size: 0, work=lambda size: 10 * size.width),
+        learned=lambda size: 0, work=lambda size, pairs: 12 * size.width * pairs + 4 * size.width**2),
     "bgrl": Objective(
         head=_Bootstrap,
         loss=lambda model, head, z, views: head(model, z, views),
-        learned=lambda size: _projected(1)(size) + 4 * size.width + 1, work=lambda size: 16 * size.width),
+        learned=lambda size: _projected(1)(size) + 4 * size.width + 1,
+        work=lambda size, pairs: 24 * size.width * pairs),
     "ggd": Objective(
         head=lambda size, encoder, rng: Linear(size.width, size.width, rng=rng),
         loss=_discriminate,
-        learned=lambda size: size.width * (size.width + 1), work=lambda size: 8 * size.width),
+        learned=lambda size: size.width * (size.width + 1), work=lambda size, pairs: 10 * size.width * pairs),
     "reconstruction": Objective(
         head=lambda size, encoder, rng: Linear(size.width, size.columns, rng=rng),
         loss=lambda model, head, z, views: ReconstructionLoss("sce")(head(z), views.targets),
-        learned=lambda size: size.columns * (size.width + 1), work=lambda size: 4 * size.columns),
+        learned=lambda size: size.columns * (size.width + 1), work=lambda size, pairs: 8 * size.columns * pairs),
 }
 """What each objective puts on top of an encoder, and its loss."""
