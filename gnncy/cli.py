@@ -101,7 +101,7 @@ def _graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-limit", default="auto", metavar="SIZE",
                         help="such as 256MB: what the process may hold beyond its start-up "
                         "size (default: half of what is free)")
-    parser.add_argument("--encoder", default=defaults.encoder, choices=("propagate", "sage"))
+    parser.add_argument("--encoder", default=defaults.encoder, choices=("propagate", "mlp", "sage", "gcn", "gat"))
     parser.add_argument("--dim", type=int, default=defaults.n_components,
                         help="columns of the embedding (default: %(default)s)")
     parser.add_argument("--epochs", default=defaults.max_epochs, help="number of epochs (default: %(default)s)")
