@@ -26,7 +26,7 @@ from gnncy.estimators.encoders.rows import RowEncoder
 from gnncy.estimators.sage import SampledEncoder
 from gnncy.estimators.smoothed import SmoothedEncoder
 from gnncy.graph import as_csr
-from gnncy.losses.joint_embedding import JointEmbedding, check_objectives
+from gnncy.losses.joint_embedding.objective import JointEmbedding, check_objectives
 from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
 from gnncy.storage.passes import is_sparse
@@ -111,6 +111,10 @@ class GraphEncoder(Estimator):
     References
     ----------
     A. van den Oord, Y. Li, O. Vinyals, "Representation learning with contrastive predictive coding", 2018.
+    A. Bardes, J. Ponce, Y. LeCun, "VICReg", ICLR 2022; H. Zhang et al., "From canonical correlation analysis to
+    self-supervised graph neural networks", NeurIPS 2021; S. Thakoor et al., "Large-scale representation learning on
+    graphs via bootstrapping", ICLR 2022; Y. Zheng et al., "Rethinking and scaling up graph contrastive learning",
+    NeurIPS 2022.
     J. Gasteiger, A. Bojchevski, S. Guennemann, "Predict then propagate", ICLR 2019.
     W. Hamilton, R. Ying, J. Leskovec, "Inductive representation learning on large graphs", NeurIPS 2017.
 

@@ -15,7 +15,7 @@ from gnncy.estimators.encoders.convolutions import CONVOLUTIONS, Convolution
 from gnncy.estimators.encoders.rows import joint_plan
 from gnncy.graph import NeighborSampler, SampledBatch
 from gnncy.losses import drop_edges, mask_features
-from gnncy.losses.joint_embedding import JointEmbedding, Size
+from gnncy.losses.joint_embedding.objective import JointEmbedding, Size
 from gnncy.nn import Tensor
 from gnncy.storage import AdaptiveHotset, FeatureStorage, HyperbatchIterator, as_storage
 from gnncy.storage.passes import CHUNK, TILE, ColumnTiles, FeatureReducer, chunk_rows, is_sparse, iter_nodes
@@ -92,6 +92,7 @@ class SampledEncoder:
         activations = 4 * (sizes[0] * width + passes * kept + passing) + passes * kind.arc_bytes * arcs
         if "bgrl" in self.objectives:
             activations += 4 * kept
+        activations += activations // 4  # what the allocator loses between arrays of so many sizes
         stages = {}
         if sparse:
             stages["reduce"] = graph | {"chunk of rows": 16 * CHUNK,

@@ -11,7 +11,7 @@ from gnncy.estimators.encoders.rows import RowEncoder, joint_plan
 from gnncy.estimators.sage import SampledEncoder
 from gnncy.evaluate import linear_probe
 from gnncy.graph import NeighborSampler, as_csr, normalize
-from gnncy.losses.joint_embedding import OBJECTIVES, Size
+from gnncy.losses.joint_embedding.objective import OBJECTIVES, Size
 from gnncy.nn import Tensor, no_grad
 from gnncy.storage import FeatureStorage
 from gnncy.training import Callback

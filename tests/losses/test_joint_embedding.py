@@ -15,8 +15,8 @@ from gnncy.losses import (
     TargetNetwork,
     VICRegLoss,
 )
-from gnncy.losses.joint_embedding import OBJECTIVES, momentum_at
-from gnncy.losses.joint_embedding.objective import check_objectives
+from gnncy.losses.joint_embedding import momentum_at
+from gnncy.losses.joint_embedding.objective import OBJECTIVES, check_objectives
 
 DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 COLUMNS = {"vicreg": VICRegLoss(), "vicreg, near its bound": VICRegLoss(2.0, 30.0, 5.0, target=3.0),

@@ -4,7 +4,7 @@ import numpy as np
 from gnncy import nn
 from gnncy._random import derive, stream
 from gnncy.estimators.smoothed import SmoothedEncoder
-from gnncy.losses.joint_embedding import OBJECTIVES, JointEmbedding, Size
+from gnncy.losses.joint_embedding.objective import OBJECTIVES, JointEmbedding, Size
 from gnncy.nn import Tensor
 from gnncy.storage.passes import Diffusion, is_sparse
 

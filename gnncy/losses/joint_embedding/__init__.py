@@ -2,8 +2,8 @@
 from gnncy.losses.joint_embedding.bootstrap import BootstrapLoss, TargetNetwork, momentum_at
 from gnncy.losses.joint_embedding.cca import BarlowTwinsLoss, CCALoss
 from gnncy.losses.joint_embedding.discrimination import GroupDiscriminationLoss
-from gnncy.losses.joint_embedding.objective import OBJECTIVES, JointEmbedding, Size, Views, check_objectives
+from gnncy.losses.joint_embedding.objective import JointEmbedding, Views
 from gnncy.losses.joint_embedding.vicreg import VICRegLoss
 
-__all__ = ["OBJECTIVES", "BarlowTwinsLoss", "BootstrapLoss", "CCALoss", "GroupDiscriminationLoss", "JointEmbedding",
-           "Size", "TargetNetwork", "VICRegLoss", "Views", "check_objectives", "momentum_at"]
+__all__ = ["BarlowTwinsLoss", "BootstrapLoss", "CCALoss", "GroupDiscriminationLoss", "JointEmbedding", "TargetNetwork",
+           "VICRegLoss", "Views", "momentum_at"]
