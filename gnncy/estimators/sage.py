@@ -41,11 +41,12 @@ class ConvolutionStack(nn.Module):
 
 @dataclass
 class Neighbourhoods:
-    """Sampled neighbourhoods of anchors and of their positives, which may be the same nodes."""
+    """Sampled neighbourhoods of anchors and of their positives, which may be the same nodes, and who hears them."""
 
     sample: SampledBatch
     anchors: np.ndarray
     positives: np.ndarray
+    convolution: Convolution
 
     @property
     def nodes(self) -> np.ndarray:
@@ -172,9 +173,9 @@ class SampledEncoder:
     def epochs(self, adjacency: csr_array, store, *, buffer: int, prefetch: bool):
         """A function ``(epoch, first)`` that gives an epoch's sampled minibatches from ``first`` on."""
         n = adjacency.shape[0]
-        self._convolution = CONVOLUTIONS[self.conv](adjacency)
-        sampler = NeighborSampler(self._convolution.graph, self.n_neighbors, seed=derive(self.seed, "sample"),
-                                  weighted=self._convolution.weighted)
+        convolution = CONVOLUTIONS[self.conv](adjacency)
+        sampler = NeighborSampler(convolution.graph, self.n_neighbors, seed=derive(self.seed, "sample"),
+                                  weighted=convolution.weighted)
         partner = NeighborSampler(adjacency, (1,), seed=derive(self.seed, "positive"))
         width, itemsize = store.shape[1], store.dtype.itemsize
         reads = max(self.least_buffer(adjacency, width, itemsize), buffer // 2)
@@ -190,7 +191,7 @@ class SampledEncoder:
                     positives = _one_neighbour(partner.sample(anchors, epoch=epoch, batch=i), anchors)
                 seeds, place = np.unique(np.concatenate([anchors, positives]), return_inverse=True)
                 yield Neighbourhoods(sampler.sample(seeds, epoch=epoch, batch=i), place[:len(anchors)],
-                                     place[len(anchors):])
+                                     place[len(anchors):], convolution)
 
         def batches(epoch: int, first: int):
             if hotset is not None:
@@ -206,8 +207,8 @@ class SampledEncoder:
 
     def step(self, batch, key: int) -> tuple[float, int, dict[str, float]]:
         """Loss and gradients of one minibatch, and each objective's loss."""
-        views = SampledViews(batch.batch, np.asarray(batch.features, np.float32) * self.scale_, self._convolution,
-                             self.dropout, key, self.views)
+        x = np.asarray(batch.features, np.float32) * self.scale_
+        views = SampledViews(batch.batch, x, self.views, rate=self.dropout, key=key)
         total, parts = self.model_(views)
         total.backward()
         return total.item(), len(batch.batch.anchors), parts
@@ -235,14 +236,13 @@ class SampledEncoder:
 class SampledViews:
     """Random views of sampled neighbourhoods, ``count`` of them, with columns masked and edges dropped."""
 
-    def __init__(self, batch: Neighbourhoods, x: np.ndarray, convolution: Convolution, rate: float, key: int,
-                 count: int) -> None:
-        self._batch, self._x, self._convolution, self._rate, self._key = batch, x, convolution, rate, key
+    def __init__(self, batch: Neighbourhoods, x: np.ndarray, count: int, *, rate: float, key: int) -> None:
+        self._batch, self._x, self._rate, self._key = batch, x, rate, key
         self._blocks = [self._some_edges(i) for i in range(count)]
 
     def _some_edges(self, number: int) -> list:
         nodes, key = self._batch.nodes, derive(self._key, "edges", number)
-        return [self._convolution.hear(drop_edges(block, self._rate, key, nodes=nodes[:block.n_src]), nodes)
+        return [self._batch.convolution.hear(drop_edges(block, self._rate, key, nodes=nodes[:block.n_src]), nodes)
                 for block in self._batch.sample.blocks]
 
     def _some_columns(self, x: np.ndarray, number: int) -> Tensor:
