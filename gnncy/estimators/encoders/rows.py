@@ -66,9 +66,9 @@ class RowViews:
         """Rows whose blocks (of a single block, columns) come from different nodes of the minibatch."""
         n, columns = self._x.shape
         blocks = len(self._encoder.blocks)
-        parts = columns if blocks == 1 else blocks
-        offsets = stream(self._key, "corrupted").integers(0, n, parts)
-        rows = (np.arange(n)[:, None] + np.repeat(offsets, columns // parts)) % n
+        part = np.arange(columns) // (columns // blocks if blocks > 1 else 1)
+        offsets = stream(self._key, "corrupted").integers(0, n, part[-1] + 1)
+        rows = (np.arange(n)[:, None] + offsets[part]) % n
         return encoder(Tensor(self._view(np.take_along_axis(self._x, rows, axis=0), 0)))
 
 
