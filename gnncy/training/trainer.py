@@ -54,6 +54,10 @@ class Trainer:
     phases : PhaseConfig, optional
         Predict gradients between minibatches: see :mod:`gnncy.training.phases`. A predicted step takes no minibatch, so
         an epoch has the same minibatches and more steps. Default: all gradients are true ones.
+    continual : callable or sequence of callables, optional
+        Further terms of the loss, such as those of :mod:`gnncy.training.continual`. ``term(batch, key)`` is called in
+        each step after the gradients of the minibatch: it adds its own, and returns the loss that they are of. Their
+        sum is the record's ``continual_loss``; a term with ``state_dict()`` is part of the snapshots.
 
     Attributes
     ----------
@@ -101,7 +105,8 @@ class Trainer:
                  snapshot_seconds: float = 20.0, fingerprint: dict | None = None,
                  schedule: Callable[[float], float] | ReduceOnPlateau | None = None, clip_norm: float | None = None,
                  clip_value: float | None = None, callbacks: Sequence = (),
-                 phases: PhaseConfig | None = None) -> None:
+                 phases: PhaseConfig | None = None,
+                 continual: Callable[[Any, int], float] | Sequence[Callable[[Any, int], float]] = ()) -> None:
         self.model, self.optimizer = model, optimizer
         self.seed, self.max_epochs = seed, max_epochs
         self.snapshots, self.snapshot_seconds = snapshots, snapshot_seconds
@@ -113,6 +118,7 @@ class Trainer:
         self.clip_norm = None if clip_norm is None else check_float(clip_norm, "clip_norm", above=0)
         self.clip_value = None if clip_value is None else check_float(clip_value, "clip_value", above=0)
         self.callbacks = tuple(callbacks)
+        self.continual = (continual,) if callable(continual) else tuple(continual)
         self.phases = None if phases is None else PhaseTrainer.of(optimizer, phases)
         self.epoch, self.step, self.steps, self.total_steps = 0, 0, 0, 0
         self.history: list[dict] = []
@@ -256,7 +262,11 @@ class Trainer:
                     self.optimizer.lr = self._learning_rate * self.schedule(done)
                 self.optimizer.zero_grad()
                 with self._timed("step"):
-                    loss, samples, *parts = step(batch, key)
+                    loss, samples, *more_parts = step(batch, key)
+                    parts = dict(*more_parts)
+                    if self.continual:
+                        parts["continual"] = sum(term(batch, derive(key, "continual", i))
+                                                 for i, term in enumerate(self.continual))
                 if not np.isfinite(loss):
                     raise FloatingPointError(f"the loss became {loss} in epoch {self.epoch + 1}, step {self.step + 1}; "
                                              "lower learning_rate or raise temperature")
@@ -266,7 +276,7 @@ class Trainer:
                 self.step += 1
                 self.total_steps += 1
                 self._loss_sum += float(loss) * samples
-                for name, value in (parts[0] if parts else {}).items():
+                for name, value in parts.items():
                     self._part_sums[name] = self._part_sums.get(name, 0.0) + float(value) * samples
                 self._samples += samples
                 self._call("on_batch_end", info)
@@ -344,10 +354,12 @@ class Trainer:
 
     def _stateful(self) -> dict[str, Any]:
         """What a snapshot holds beside model and optimizer."""
-        named = {"objective": self._objective, "phases": self.phases,
-                 "schedule": self.schedule if isinstance(self.schedule, ReduceOnPlateau) else None}
+        named: dict[str, Any] = {
+            "objective": self._objective, "phases": self.phases,
+            "schedule": self.schedule if isinstance(self.schedule, ReduceOnPlateau) else None}
         named |= {f"callback {i}": callback for i, callback in enumerate(self.callbacks)
                   if hasattr(callback, "state_dict")}
+        named |= {f"continual {i}": term for i, term in enumerate(self.continual) if hasattr(term, "state_dict")}
         return {name: part for name, part in named.items() if part is not None}
 
     def state(self) -> tuple[dict[str, np.ndarray], dict]:
@@ -406,7 +418,8 @@ class Trainer:
         for name in self._stateful():
             if name not in states:
                 raise StorageError(f"the checkpoint in {where} has no state of {name}: it was taken by a "
-                                   "trainer without it; use the same objective and callbacks, or another folder")
+                                   "trainer without it; use the same objective, callbacks and continual terms, or "
+                                   "another folder")
         self.model.load_state_dict({k.removeprefix("model/"): v for k, v in arrays.items() if k.startswith("model/")})
         count = len(self.optimizer.params)
         self.optimizer.load_state_dict(numbers["optimizer"] | {
