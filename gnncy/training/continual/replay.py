@@ -167,26 +167,25 @@ class ReplayMemory:
             return
         if rows is not None and self._rows is None:
             self._rows = self._reserve(rows)
-        self._labelled = own is not None
         new = {"nodes": nodes, "labels": np.zeros(k, np.int64) if own is None else own, "groups": groups,
                "priorities": self._priorities(k), "order": np.arange(self.seen, self.seen + k),
                "slots": np.full(k, -1)}
+        counts = dict(self._counts)
         for group, count in zip(*np.unique(groups, return_counts=True), strict=True):
-            self._counts[int(group)] = self._counts.get(int(group), 0) + int(count)
-        self.seen += k
+            counts[int(group)] = counts.get(int(group), 0) + int(count)
         both = {name: np.concatenate([self._kept[name], new[name]]) for name in _COLUMNS}
-        keep = self._chosen(both["groups"], both["priorities"])
+        keep = self._chosen(both["groups"], both["priorities"], counts)
         kept = {name: column[keep] for name, column in both.items()}
         fresh = kept["slots"] < 0
         slots = self._free(kept["slots"][~fresh])[:fresh.sum()]
         kept["slots"][fresh] = slots
         if rows is not None:
-            chosen = rows[kept["order"][fresh] - (self.seen - k)]
+            chosen = rows[kept["order"][fresh] - self.seen]
             if isinstance(self._rows, FeatureStorage):
                 self._rows.write_features(slots, chosen)
             elif self._rows is not None:
                 self._rows[slots] = chosen
-        self._kept = kept
+        self._kept, self._counts, self._labelled, self.seen = kept, counts, own is not None, self.seen + k
 
     def draw(self, size: int, key: int) -> Replayed:
         """A uniform sample of what is kept, without replacement.
@@ -316,9 +315,9 @@ class ReplayMemory:
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
 
-    def _chosen(self, groups: np.ndarray, priorities: np.ndarray) -> np.ndarray:
+    def _chosen(self, groups: np.ndarray, priorities: np.ndarray, counts: Mapping[int, int]) -> np.ndarray:
         """Whether each node stays: those of the smallest numbers in their group, as many as it has places."""
-        places = self._places()
+        places = self._places(counts)
         order = np.lexsort((priorities, groups))
         sorted_groups = groups[order]
         first = np.flatnonzero(np.r_[True, sorted_groups[1:] != sorted_groups[:-1]])
@@ -329,14 +328,14 @@ class ReplayMemory:
         keep[order[rank < np.repeat(most, sizes)]] = True
         return keep
 
-    def _places(self) -> dict[int, int]:
+    def _places(self, by_group: Mapping[int, int]) -> dict[int, int]:
         """Places of each group: the same number for all that have so many nodes; the first get what is left over.
 
         As more nodes come, the places of a group that has more nodes than places never become more; so who was
         turned away would not be there now either.
         """
-        groups = sorted(self._counts)
-        counts = np.array([self._counts[group] for group in groups])
+        groups = sorted(by_group)
+        counts = np.array([by_group[group] for group in groups])
         low, high = 0, int(counts.max())
         while low < high:  # the largest level at which all fits
             level = (low + high + 1) // 2
