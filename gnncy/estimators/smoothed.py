@@ -199,6 +199,10 @@ class SmoothedEncoder:
         loss.backward()
         return float(loss.data), count
 
+    def embed_batch(self, batch) -> tuple[np.ndarray, Tensor]:
+        """Ids and embeddings of the nodes of one minibatch, nothing dropped."""
+        return batch.node_ids, self.model_.encoder(Tensor(batch.features))
+
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
         kept = drop_blocks(x, x.shape[1] // len(self.blocks), self.dropout, key)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
