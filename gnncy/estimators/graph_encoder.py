@@ -23,6 +23,7 @@ from gnncy.errors import GraphFormatError, StorageError
 from gnncy.estimators.base import Estimator
 from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
 from gnncy.estimators.encoders.rows import RowEncoder
+from gnncy.estimators.growing import KeepClose, successor
 from gnncy.estimators.sage import SampledEncoder
 from gnncy.estimators.smoothed import SmoothedEncoder
 from gnncy.graph import as_csr
@@ -37,6 +38,7 @@ log = logging.getLogger("gnncy")
 
 ENCODERS = ("propagate", "mlp", *CONVOLUTIONS)
 AUTO_STEPS = 200
+GROWTH_STEPS = 50  # of a graph that grew
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
 """Factor of the learning rate over the run's progress: linear over the first twentieth, then half a cosine to 0."""
@@ -128,6 +130,7 @@ class GraphEncoder(Estimator):
     """
 
     _start_up: int | None = None  # set by the command, whose limit counts from the process's start
+    _growths = 0  # calls of partial_fit since fit
 
     def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10),
                  positives="neighbors", hidden=256, reduced_width=256, temperature=0.5, dropout=0.3,
@@ -175,28 +178,52 @@ class GraphEncoder(Estimator):
             If a file cannot be read or written, or ``checkpoint_dir`` holds another run.
         """
         with self._verbose_logging(), _checked(X, features) as (adjacency, features):
-            n = adjacency.shape[0]
-            seed = seed_from(self.random_state)
-            encoder = self._new_encoder(seed, n)
-            self.plan_ = plan = self._plan(encoder, adjacency, features)
-            plan.check()
-            log.info("%s", plan)
-            folder = self._folder()
-            work = folder / "work"
-            work.mkdir(parents=True, exist_ok=True)
-            run = self._fingerprint(seed, n, adjacency, features)
-            _claim(folder, run)
-            for place in (folder, work):
-                _files.remove_temporaries(place)
-            path = folder / "embedding.npy"
-            with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=True) as store:
-                self._train(encoder, adjacency, store, folder, run, plan)
-                encoder.embed(adjacency, store, path, work)
-            shutil.rmtree(work)
-            _memory.trim()
-            self._encoder, self.embedding_path_ = encoder, path
-            self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
-            self.embedding_ = _as_array(path, plan.limit)
+            encoder = self._new_encoder(seed_from(self.random_state), adjacency.shape[0])
+            self._learn(encoder, adjacency, features, self.max_epochs)
+            self._growths = 0
+        return self
+
+    def partial_fit(self, X, y=None, *, features=None, max_epochs="auto", closeness=1.0):
+        r"""Go on from the fitted encoder on the same graph when it has grown, and extend ``embedding_``.
+
+        The graph may have new nodes, after those that it had, new arcs and new features. The encoder is trained on all
+        nodes for a few epochs more; what it learned before from the features, such as their principal directions,
+        stays. Nodes that had an embedding :math:`z^*` are drawn to it by
+
+        .. math:: c \, \frac{\sum_i \|z_i - z^*_i\|^2}{\sum_i \|z^*_i\|^2}
+
+        beside the loss, so that what was learned from the old embedding, such as a classifier, fits the new one.
+        Without training, :meth:`transform` embeds the grown graph too. An encoder that is not fitted is fitted.
+
+        Parameters
+        ----------
+        X, features
+            As in :meth:`fit`: the whole grown graph, and the features of all its nodes.
+        y : ignored
+        max_epochs : int or "auto", default "auto"
+            ``"auto"`` trains for about 50 steps, at least one epoch.
+        closeness : float, default 1.0
+            :math:`c`, at least 0: how much old embeddings count.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer nodes than before, or features of another width.
+        GraphFormatError, TypeError, MemoryLimitError, StorageError
+            As in :meth:`fit`. The encoder and its embedding stay what they were.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(X, y, features=features)
+        closeness = check_float(closeness, "closeness", 0)
+        if max_epochs != "auto":
+            check_int(max_epochs, "max_epochs", 0)
+        with self._verbose_logging(), self._checked_again(X, features) as (adjacency, features):
+            if adjacency.shape[0] < self.n_nodes_in_:
+                raise ValueError(f"X has {adjacency.shape[0]} nodes, but a graph that grew has at least the "
+                                 f"{self.n_nodes_in_} of before, and first; fit() begins anew with another graph")
+            encoder = successor(self._encoder, self._growths + 1)
+            self._learn(encoder, adjacency, features, max_epochs, KeepClose(encoder, self.embedding_, closeness))
+            self._growths += 1
         return self
 
     def fit_transform(self, X, y=None, *, features=None):
@@ -218,12 +245,7 @@ class GraphEncoder(Estimator):
         array, shape (m, n_components)
         """
         self._check_fitted()
-        X = X if issparse(X) else check_array(X, "X")
-        if features is None and X.shape[1] != self.n_features_in_:
-            raise ValueError(self._other_width(X.shape[1]))
-        with self._verbose_logging(), _checked(X, features) as (adjacency, features):
-            if features.shape[1] != self.n_features_in_:
-                raise ValueError(self._other_width(features.shape[1]))
+        with self._verbose_logging(), self._checked_again(X, features) as (adjacency, features):
             plan = self._plan(self._encoder, adjacency, features)
             plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in ("smooth", "embed")}
             plan.check()
@@ -243,11 +265,53 @@ class GraphEncoder(Estimator):
         self._check_fitted()
         return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
 
+    @contextmanager
+    def _checked_again(self, X, features):
+        """:func:`_checked`, and features of the width that the encoder was fitted with."""
+        X = X if issparse(X) else check_array(X, "X")
+        if features is None and X.shape[1] != self.n_features_in_:
+            raise ValueError(self._other_width(X.shape[1]))
+        with _checked(X, features) as (adjacency, features):
+            if features.shape[1] != self.n_features_in_:
+                raise ValueError(self._other_width(features.shape[1]))
+            yield adjacency, features
+
     def _other_width(self, columns: int) -> str:
         return (f"X has {columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
                 "input")
 
     # -- the parts of fit
+
+    def _learn(self, encoder, adjacency, features, max_epochs, keep: KeepClose | None = None) -> None:
+        """Train the encoder, a new one or with ``keep`` one that goes on, and embed all nodes."""
+        n = adjacency.shape[0]
+        plan = self._plan(encoder, adjacency, features)
+        plan.check()
+        log.info("%s", plan)
+        run = self._fingerprint(encoder.seed, n, adjacency, features)
+        if keep is not None:
+            run["grown"] = {"from": _checksum(as_storage(keep.embedding)), "closeness": keep.closeness,
+                            "max_epochs": max_epochs}
+        folder = self._folder("" if keep is None else f"grown-{self._growths + 1}")
+        work = folder / "work"
+        work.mkdir(parents=True, exist_ok=True)
+        _claim(folder, run)
+        for place in (folder, work):
+            _files.remove_temporaries(place)
+        path = folder / "embedding.npy"
+        with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=keep is None) as store:
+            if keep is None:
+                encoder.build(store)
+            steps = encoder.steps_per_epoch(n)
+            if max_epochs == "auto":
+                max_epochs = max(1, -(-(AUTO_STEPS if keep is None else GROWTH_STEPS) // steps))
+            self._train(encoder, adjacency, store, folder, run, plan, max_epochs, steps, () if keep is None else keep)
+            encoder.embed(adjacency, store, path, work)
+        shutil.rmtree(work)
+        _memory.trim()
+        self.plan_, self._encoder, self.embedding_path_ = plan, encoder, path
+        self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
+        self.embedding_ = _as_array(path, plan.limit)
 
     def _new_encoder(self, seed: int, n: int):
         check_choice(self.encoder, "encoder", ENCODERS)
@@ -305,19 +369,17 @@ class GraphEncoder(Estimator):
                                       "adjacency": _checksum(adjacency), "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))
 
-    def _folder(self) -> Path:
+    def _folder(self, inner: str) -> Path:
         if self.checkpoint_dir is not None:
-            folder = Path(self.checkpoint_dir)
+            folder = Path(self.checkpoint_dir) / inner
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         folder = Path(tempfile.mkdtemp(prefix="gnncy-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _train(self, encoder, adjacency, store, folder: Path, run: dict, plan: MemoryPlan) -> None:
-        encoder.build(store)
-        steps = encoder.steps_per_epoch(adjacency.shape[0])
-        epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
+    def _train(self, encoder, adjacency, store, folder: Path, run: dict, plan: MemoryPlan, epochs: int, steps: int,
+               continual) -> None:
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
         model = encoder.model_
         if isinstance(model, JointEmbedding):
@@ -325,7 +387,7 @@ class GraphEncoder(Estimator):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         trainer = Trainer(model, Adam(trained, lr=self.learning_rate), seed=encoder.seed, max_epochs=epochs,
                           snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
-                          callbacks=self.callbacks or (), phases=self.phases)
+                          callbacks=self.callbacks or (), phases=self.phases, continual=continual)
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)
         self.history_ = trainer.run(open_epoch, encoder.step, steps)

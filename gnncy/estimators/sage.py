@@ -215,11 +215,10 @@ class SampledEncoder:
 
     def embed_batch(self, batch) -> tuple[np.ndarray, Tensor]:
         """Ids and embeddings of the nodes of one minibatch, by the neighbours sampled, nothing dropped."""
-        sample = batch.batch.sample
-        x = Tensor(np.asarray(batch.features, np.float32))
-        for i, (convolution, block) in enumerate(zip(self.convolutions_, sample.blocks, strict=True)):
-            x = convolution(block, x if i == 0 else nn.relu(x))
-        return sample.seeds, x
+        sample, convolution = batch.batch.sample, batch.batch.convolution
+        blocks = [convolution.hear(block, sample.nodes) for block in sample.blocks]
+        x = Tensor(np.asarray(batch.features, np.float32) * self.scale_)
+        return sample.seeds, self.model_.encoder(blocks, x)
 
     def embed(self, adjacency: csr_array, store, path: Path, folder: Path) -> None:
         """Write the embedding of every node, layer by layer over all neighbours (no sampling)."""
