@@ -77,6 +77,13 @@ def test_fisher_of_many_samples_does_not_depend_on_the_vectorised_chunk(monkeypa
     assert_close(fisher_diagonal(mlp(), X, method="sampled", seed=3), whole, 1e-12)
 
 
+def test_fisher_has_the_same_bits_on_any_number_of_threads():
+    model, x = nn.MLP([300, 300, 3], rng=0), np.random.default_rng(0).normal(size=(700, 300)).astype(np.float32)
+    one, *others = (fisher_diagonal(model, x, n_jobs=n_jobs) for n_jobs in (1, 2, 4))
+    for other in others:
+        assert all((other[name] == value).all() for name, value in one.items())
+
+
 def test_sampled_fisher_comes_to_the_exact_one():
     model, many = mlp(), np.tile(X, (2000, 1))
     exact, sampled = fisher_diagonal(model, X), fisher_diagonal(model, many, method="sampled", seed=1)

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from gnncy._check import check_choice, check_ids, check_int
+from gnncy._linalg import matmul_rows
 from gnncy._random import stream
+from gnncy._threads import working_threads
 from gnncy.nn import Linear, Module, Parameter, Tensor
 
 METHODS = ("auto", "exact", "sampled", "empirical", "batch")
@@ -15,7 +17,8 @@ _SAME = 1e-3  # how far a row alone may be from the same row among others, by ro
 
 
 def fisher_diagonal(model: Module, inputs, *, method: str = "auto", targets=None, classes=None,
-                    logits: Callable | None = None, batch_size: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
+                    logits: Callable | None = None, batch_size: int = 32, seed: int = 0,
+                    n_jobs: int | None = None) -> dict[str, np.ndarray]:
     r"""How much the predictions of a classifier depend on each of its parameters.
 
     .. math:: F_i = \frac1n \sum_x E_y \left(\frac{\partial \log p(y|x)}{\partial\theta_i}\right)^2
@@ -46,6 +49,9 @@ def fisher_diagonal(model: Module, inputs, *, method: str = "auto", targets=None
         Of ``"batch"``.
     seed : int
         Of the labels drawn. Sample i draws the same one whatever comes beside it.
+    n_jobs : int, optional
+        Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does not
+        depend on it.
 
     Returns
     -------
@@ -85,7 +91,7 @@ def fisher_diagonal(model: Module, inputs, *, method: str = "auto", targets=None
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters that are trained")
     forward = logits or (lambda rows: model(Tensor(rows)))
-    with _set_aside(model, parameters.values()):
+    with working_threads(n_jobs), _set_aside(model, parameters.values()):
         labels = _Labels(forward(inputs[:1]), method, len(inputs), targets, classes, seed)
         if method == "batch":
             return _of_batches(forward, inputs, parameters, labels, batch_size)
@@ -219,7 +225,7 @@ def _vectorised(forward, inputs, layers: Sequence[Linear], squares: dict[int, np
                 x, probe = calls[0]
                 grad = np.zeros(probe.shape) if probe.grad is None else probe.grad.astype(np.float64) ** 2
                 if id(layer.weight) in squares:
-                    squares[id(layer.weight)] += (x.astype(np.float64) ** 2).T @ grad
+                    squares[id(layer.weight)] += matmul_rows(x.astype(np.float64) ** 2, grad)
                 if layer.bias is not None and id(layer.bias) in squares:
                     squares[id(layer.bias)] += grad.sum(axis=0)
     return True
