@@ -33,7 +33,7 @@ HIDDEN, BATCH, STEPS, RATE = (64, 64, 64), 128, 200, 1e-2
 FISHER_SAMPLES, REPLAYED = 500, 20  # REPLAYED nodes of each class in the memory
 SETTINGS = ("task", "class")
 STRENGTH, DECAY = 1e4, 0.9
-GROWING = ("coauthor_physics", "cora_ml_directed", "cora_ml_directed:sage")
+GROWING = ("cora_ml_directed", "cora_ml_directed:sage")
 OLD = 0.7  # share of the nodes that are there before
 METHODS = ("fine-tuning", "EWC", "online EWC", "replay", "joint training")
 
