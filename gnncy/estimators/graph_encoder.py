@@ -197,9 +197,11 @@ class GraphEncoder(Estimator):
 
         Parameters
         ----------
-        X, features
-            As in :meth:`fit`: the whole grown graph, and the features of all its nodes.
+        X : sparse array or matrix, shape (n, n)
+            The whole grown graph.
         y : ignored
+        features : as in :meth:`fit`, shape (n, ``n_features_in_``)
+            Of all its nodes.
         max_epochs : int or "auto", default "auto"
             ``"auto"`` trains for about 50 steps, at least one epoch.
         closeness : float, default 1.0
