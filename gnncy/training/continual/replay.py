@@ -353,8 +353,8 @@ class Rehearsal:
     ----------
     memory : ReplayMemory
     step : callable
-        ``step(replayed, key)`` computes the mean loss of a :class:`Replayed` and leaves its gradients, multiplied by
-        ``weight`` where that is not 1, in the parameters; it returns the loss.
+        ``step(replayed, key)`` computes the mean loss of a :class:`Replayed`, adds its gradients to the parameters'
+        and returns it.
     size : int
         Nodes a step.
 
