@@ -142,9 +142,9 @@ class GATConv(_Attention):
     def _arc_rows(self, given: Block, block: Block, features, dtype) -> np.ndarray:
         """Features of the arcs of ``block``, which may have loops that ``given`` has not."""
         shape = (given.n_arcs, self.edge_features)
-        if features is None or not self.edge_features or np.shape(features) != shape:
+        if np.shape(features) != shape:
             raise ValueError(f"edge_features must have shape {shape} for a layer made with edge_features="
-                             f"{self.edge_features}, got {None if features is None else np.shape(features)}")
+                             f"{self.edge_features}, got {np.shape(features)}")
         features = check_array(features, "edge_features", dtype=dtype, finite=False, allow_empty=True)
         if not self.self_loops:
             return features

@@ -282,6 +282,7 @@ def test_edges_as_an_array_and_a_file(tmp_path):
 @pytest.mark.parametrize("edges, n, error, message", [
     ([([0, 3], [1, 1])], 3, IndexError, r"0\.\.2"),
     ([([0], [1], [np.nan])], 3, ValueError, "nan"),
+    ([([0], [1], [1e39])], 3, ValueError, "inf"),
     ([([0], [1], [1.0]), ([0], [1])], 3, ValueError, "others have none"),
     ([([0, 1], [1])], 3, ValueError, "of one length"),
     ([np.zeros((2, 3), int)], 3, GraphFormatError, r"shape \(m, 2\)"),

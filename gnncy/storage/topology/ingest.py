@@ -82,7 +82,8 @@ class _Spilled:
         keys.tofile(self._files[0])
         self.count += len(keys)
         if weights is not None:
-            weights = weights.astype(np.float32)
+            with np.errstate(over="ignore"):  # what overflows is refused
+                weights = weights.astype(np.float32)
             check_finite(weights, "weights of edges")
             weights.tofile(self._files[1])
 
