@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from gnncy._linalg import matmul
-from gnncy._memory import format_bytes, parse_bytes
+from gnncy._memory import format_bytes, map_large, parse_bytes
 from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block
@@ -112,7 +112,8 @@ def infer(model, adjacency, features, *, out, memory_limit: int | str = "1GB", d
 
     Sums, means and maxima over neighbours are done by columns or by windows, whichever the disk does sooner, see
     :class:`~gnncy.storage.passes.PassPlan`; attention by windows. A layer that narrows its rows does so before they are
-    read for every neighbour.
+    read for every neighbour. From the call on, the process gives the memory of arrays of 1 MiB and more back to the
+    system when they are freed.
 
     Examples
     --------
@@ -124,6 +125,7 @@ def infer(model, adjacency, features, *, out, memory_limit: int | str = "1GB", d
     ...     np.array_equal(embedding[:], model(ring, x).data)
     True
     """
+    map_large()
     source = dense_source(features)
     out = Path(out)
     given = [model] if isinstance(model, modules.Module) else list(model)
