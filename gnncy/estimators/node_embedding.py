@@ -278,13 +278,15 @@ class NodeEmbedding(Estimator):
         for epoch in range(progress["epoch"], self.epochs):
             began, before = time.monotonic(), table.stats.snapshot()
             loss, count = pairs.train(epoch)
-            if self.folder is not None:
-                table.checkpoint({"epoch": epoch + 1, "history": self.history_ + [{"loss": loss}]})
             moved = table.stats.snapshot() - before
-            self.history_.append({"epoch": epoch, "loss": loss, "pairs": count, "seconds": time.monotonic() - began,
-                                  "bytes_read": moved.bytes_read, "bytes_written": moved.bytes_written})
+            record = {"epoch": epoch, "loss": loss, "pairs": count, "seconds": time.monotonic() - began,
+                      "bytes_read": moved.bytes_read, "bytes_written": moved.bytes_written}
+            self.history_.append(record)
+            if self.folder is not None:
+                table.checkpoint({"epoch": epoch + 1, "history": self.history_})
+                record["seconds"] = time.monotonic() - began  # with the checkpoint, which could not know
             log.info("epoch %d  loss %.4f  %.0f pairs/s  read %s, written %s", epoch, loss,
-                     count / max(self.history_[-1]["seconds"], 1e-9), _memory.format_bytes(moved.bytes_read),
+                     count / max(record["seconds"], 1e-9), _memory.format_bytes(moved.bytes_read),
                      _memory.format_bytes(moved.bytes_written))
         self.n_iter_ = self.epochs
         self.loss_ = self.history_[-1]["loss"] if self.history_ else float("nan")
