@@ -6,17 +6,18 @@ has a ``.next`` beside it sees by the checksums of the rows on which side of tha
 """
 import errno
 import fcntl
+import glob
 import json
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 
 from gnncy._check import check_finite, check_ids
-from gnncy._files import fsync_directory, replacing, write_text
+from gnncy._files import fsync_directory, lock_holder, release, remove_temporaries, replacing, write_text
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import PAGE, BlockFile, ascending, npy_header, read_npy_header
 from gnncy.storage.layout import checksums
@@ -71,14 +72,11 @@ def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, fini
     if shape[0] * shape[1] * dtype.itemsize >= 1 << 62:
         raise ValueError(f"shape {shape} of {dtype} is more than a file can hold")
     order = None if order is None else check_order(order, shape[0], "order")
-    if path.exists():
-        if not overwrite:
-            raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(path))
-        if not owned:
-            refuse_if_written(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(path))
     header = npy_header(shape, dtype)
-    with replacing(path) as temporary:
-        with BlockFile(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+    with unwritten(path) if path.exists() and not owned else nullcontext(), replacing(path) as temporary:
+        with BlockFile(temporary, os.O_RDWR) as file:
             file.path = path  # the one that errors shall name
             file.reserve(PAGE + shape[0] * shape[1] * dtype.itemsize)
             file.write(header, 0)
@@ -171,6 +169,14 @@ def _finish_interrupted(path: Path, file: BlockFile, size: int, header_crc: int)
         raise StorageError(f"{path}: an interrupted rewrite has to be finished, and {path.parent} is read-only; "
                            f"open the file once where it can be written")
     _finish(path)
+
+
+def tidy(path: Path) -> None:
+    """Remove what writers left that were killed. For the one who holds the file's lock, after it was opened."""
+    remove_temporaries(path.parent, glob.escape(path.name) + "*")
+    if not any(path.parent.glob(f".{glob.escape(path.name)}*.tmp")):  # or what was staged may be somebody's
+        for file in (sidecar_file(path), order_file(path), table_file(path)):
+            _next(file).unlink(missing_ok=True)
 
 
 def _holds(path: Path, file: BlockFile, size: int) -> bool:
@@ -311,14 +317,22 @@ def lock(fd: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             raise
-        raise StorageError(error.errno, "already open for writing, here or in another process; close it there "
-                                        "or open it with mode='r'", str(path)) from None
+        holder = lock_holder(fd) or "this process or another"
+        raise StorageError(error.errno, f"already open for writing in {holder}; close it there or open it with "
+                                        f"mode='r'", str(path)) from None
 
 
-def refuse_if_written(path: Path) -> None:
-    """Raise if a writer has the file open."""
-    fd = os.open(path, os.O_RDONLY)
+def unlock(fd: int) -> None:
+    """Let go of the lock, in processes too that were forked since."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+@contextmanager
+def unwritten(path: Path) -> Iterator[None]:
+    """Raise if a writer has the file open, and let none open it inside."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         lock(fd, path)
+        yield
     finally:
-        os.close(fd)
+        release(fd)

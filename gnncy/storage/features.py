@@ -27,6 +27,8 @@ from gnncy.storage._sidecar import (
     scatter_rows,
     sidecar_file,
     table_file,
+    tidy,
+    unlock,
     writing,
 )
 from gnncy.storage.layout import checksums
@@ -158,6 +160,8 @@ class FeatureStorage:
             if not os.path.samestat(os.fstat(opened.fd), os.stat(self.path)):
                 opened.close()
                 return False
+            if writes:
+                tidy(self.path)
         except BaseException:
             opened.close()
             raise
@@ -805,6 +809,8 @@ class FeatureStorage:
                 self.flush()
         finally:
             file, self._file = self._file, None
+            if self._writer == os.getpid():
+                unlock(file.fd)
             file.close()
 
     def __enter__(self) -> "FeatureStorage":

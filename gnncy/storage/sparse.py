@@ -1,9 +1,10 @@
 """Sparse features on disk: the three arrays of a CSR matrix in a directory."""
+import glob
 import json
 import os
-import secrets
 import shutil
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_finite, check_ids, check_int
-from gnncy._files import fsync_directory
+from gnncy._files import fsync_directory, in_use, new_temporary, release, remove_temporaries
 from gnncy._memory import format_bytes
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import (
@@ -172,13 +173,14 @@ class SparseFeatureStorage:
         path, dim = Path(path), check_int(dim, "dim", 1)
         if np.dtype(dtype).name not in ("float32", "float64"):
             raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        _finish_interrupted(path)
         if path.exists():
             if not overwrite:
                 raise FileExistsError(f"{path} already exists; pass overwrite=True to replace it")
             if not path.is_dir() or any(path.iterdir()) and not (path / _META).exists():
                 raise StorageError(f"{path} is not a sparse feature storage and is left alone; choose another path")
-        beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        beside.mkdir()
+        remove_temporaries(path.parent, glob.escape(path.name))
+        beside, alive = new_temporary(path, folder=True)
         try:
             _write(beside, dim, np.dtype(dtype).newbyteorder("<"), blocks)
             if path.exists():
@@ -192,6 +194,8 @@ class SparseFeatureStorage:
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+        finally:
+            release(alive)
         return cls(path)
 
     @property
@@ -329,6 +333,7 @@ class SparseFeatureStorage:
 
 
 _META = "meta.json"
+_SWAP_SECONDS = 1.0  # for which another process may be between two renames
 
 
 def _reopen(path, options):
@@ -407,7 +412,21 @@ def _read_header(path: Path):
         raise StorageError(f"{path}: missing; restore the directory from a copy") from None
 
 
+def _finish_interrupted(path: Path) -> None:
+    """Give a storage its name, and remove the one it replaced, where a process was killed between the two."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.old"):
+        beside, until = old.with_suffix(".tmp"), time.monotonic() + _SWAP_SECONDS
+        while in_use(beside) and time.monotonic() < until:
+            time.sleep(1e-3)
+        if beside.exists() and not path.exists():
+            beside.rename(path)
+        if path.exists() and not in_use(path):
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def _read_meta(path: Path) -> dict:
+    if not path.exists():
+        _finish_interrupted(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such directory")
     try:
