@@ -103,6 +103,21 @@ def in_use(path: Path) -> bool:
     return False
 
 
+def lock(fd: int) -> bool:
+    """Take the advisory lock of an open file or folder; False if another holds it.
+
+    Where the file system has no locks there is nothing to take, and nobody else holds it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+    return True
+
+
 def lock_holder(fd: int) -> str:
     """Who holds the lock of an open file, for people to read; empty where the system does not tell."""
     status = os.fstat(fd)

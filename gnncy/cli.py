@@ -20,6 +20,7 @@ from gnncy.estimators import GraphEncoder
 from gnncy.evaluate import linear_probe, majority_baseline
 from gnncy.storage import FeatureStorage, SparseFeatureStorage, VerifyReport, as_storage
 from gnncy.storage.plans import calibrate
+from gnncy.training import ExitOnSignal
 
 log = logging.getLogger("gnncy")
 
@@ -31,7 +32,10 @@ class UsageError(Exception):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status (0 done, 1 failed, 2 usage, 130 interrupted)."""
+    """Run the command; returns the exit status (0 done, 1 failed, 2 usage, 130 interrupted).
+
+    A run that SIGTERM or SIGUSR1 ends raises ``SystemExit(75)``: it is saved, and the same command goes on.
+    """
     parser = _parser()
     options = parser.parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
@@ -181,13 +185,15 @@ def _train(options) -> int:
     began = time.monotonic()
     resettable = _memory.reset_peak()
     start_up = _memory.rss()
-    with _loaded(options) as data:
-        return _train_on(data, options, began, start_up, resettable)
+    with ExitOnSignal() as ending, _loaded(options) as data:
+        return _train_on(data, options, began, start_up, resettable, ending)
 
 
-def _train_on(data: GraphDataset, options, began: float, start_up: int, resettable: bool) -> int:
+def _train_on(data: GraphDataset, options, began: float, start_up: int, resettable: bool, ending: ExitOnSignal) -> int:
     folder = Path(options.out)
-    callbacks = [ProgressBar()] if sys.stderr.isatty() and not options.quiet else []
+    callbacks: list = [ending]
+    if sys.stderr.isatty() and not options.quiet:
+        callbacks.append(ProgressBar())
     encoder = _encoder(options, start_up, checkpoint_dir=folder, prefetch=not options.no_prefetch, callbacks=callbacks)
     log.info("%r", data)
     encoder.fit(data.adjacency, features=data.features)

@@ -1,4 +1,5 @@
 """``GraphEncoder``: contrastive node embeddings of a graph whose features lie on disk."""
+import errno
 import json
 import logging
 import os
@@ -294,22 +295,23 @@ class GraphEncoder(Estimator):
         if keep is not None:
             run["grown"] = {"from": _checksum(as_storage(keep.embedding)), "closeness": keep.closeness,
                             "max_epochs": max_epochs}
-        folder = self._folder("" if keep is None else f"grown-{self._growths + 1}")
-        work = folder / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        _claim(folder, run)
-        for place in (folder, work):
-            _files.remove_temporaries(place)
-        path = folder / "embedding.npy"
-        with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=keep is None) as store:
-            if keep is None:
-                encoder.build(store)
-            steps = encoder.steps_per_epoch(n)
-            if max_epochs == "auto":
-                max_epochs = max(1, -(-(AUTO_STEPS if keep is None else GROWTH_STEPS) // steps))
-            self._train(encoder, adjacency, store, folder, run, plan, max_epochs, steps, () if keep is None else keep)
-            encoder.embed(adjacency, store, path, work)
-        shutil.rmtree(work)
+        with _alone(self._folder("" if keep is None else f"grown-{self._growths + 1}")) as folder:
+            work = folder / "work"
+            work.mkdir(parents=True, exist_ok=True)
+            _claim(folder, run)
+            for place in (folder, work):
+                _files.remove_temporaries(place)
+            path = folder / "embedding.npy"
+            with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=keep is None) as store:
+                if keep is None:
+                    encoder.build(store)
+                steps = encoder.steps_per_epoch(n)
+                if max_epochs == "auto":
+                    max_epochs = max(1, -(-(AUTO_STEPS if keep is None else GROWTH_STEPS) // steps))
+                continual = () if keep is None else keep
+                self._train(encoder, adjacency, store, folder, run, plan, max_epochs, steps, continual)
+                encoder.embed(adjacency, store, path, work)
+            shutil.rmtree(work)
         _memory.trim()
         self.plan_, self._encoder, self.embedding_path_ = plan, encoder, path
         self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
@@ -472,6 +474,19 @@ def _checksum(data) -> int:
     for part in parts:
         value = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), value)
     return value
+
+
+@contextmanager
+def _alone(folder: Path):
+    """The folder, in which no other process runs meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not _files.lock(fd):
+            raise StorageError(errno.EWOULDBLOCK, f"a run is going on here, in {_files.lock_holder(fd) or 'another'}; "
+                                                  "wait for it, or use another folder", str(folder))
+        yield folder
+    finally:
+        _files.release(fd)
 
 
 def _claim(folder: Path, run: dict) -> None:

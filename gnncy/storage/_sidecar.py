@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gnncy import _files
 from gnncy._check import check_finite, check_ids
-from gnncy._files import fsync_directory, lock_holder, release, remove_temporaries, replacing, write_text
+from gnncy._files import fsync_directory, release, remove_temporaries, replacing, write_text
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import PAGE, BlockFile, ascending, npy_header, read_npy_header
 from gnncy.storage.layout import checksums
@@ -312,19 +313,16 @@ def check_file_dtype(dtype) -> np.dtype:
 
 def lock(fd: int, path: Path) -> None:
     """Take the advisory lock that a file's one writer holds."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        holder = lock_holder(fd) or "this process or another"
-        raise StorageError(error.errno, f"already open for writing in {holder}; close it there or open it with "
-                                        f"mode='r'", str(path)) from None
+    if not _files.lock(fd):
+        holder = _files.lock_holder(fd) or "this process or another"
+        raise StorageError(errno.EWOULDBLOCK, f"already open for writing in {holder}; close it there or open it with "
+                                              f"mode='r'", str(path))
 
 
 def unlock(fd: int) -> None:
     """Let go of the lock, in processes too that were forked since."""
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    with suppress(OSError):  # of a file system without locks
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 @contextmanager

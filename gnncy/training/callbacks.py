@@ -1,16 +1,25 @@
 """What is told of a training run as it goes on: scikit-learn's callback protocol, driven without scikit-learn."""
 import csv
 import inspect
+import logging
 import math
+import os
+import signal
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gnncy import _files
 from gnncy._check import check_choice, check_float, check_int
+
+log = logging.getLogger("gnncy")
+
+SAVED = os.EX_TEMPFAIL
+"""Status, 75, with which a process ends that is to be started again: what it did is saved."""
 
 
 @dataclass(eq=False)
@@ -201,6 +210,77 @@ class CSVLogger(Callback):
             writer = csv.DictWriter(f, fieldnames=names)
             writer.writeheader()
             writer.writerows(estimator.history)
+
+
+class ExitOnSignal(Callback):
+    """Saves a snapshot and exits with status 75 when the process is asked to end, as batch systems do before a kill.
+
+    The step that is going on is finished first. The same program, started again, goes on from there to the same bits.
+    As a context manager it also ends what comes before or after the training, at once and with the same status.
+
+    Parameters
+    ----------
+    signals : sequence of int
+        By default SIGTERM, and SIGUSR1, which ``sbatch --signal=USR1@60`` sends a minute before the end.
+
+    Raises
+    ------
+    ValueError
+        By the trainer, if it has no ``snapshots`` or does not run in the main thread, where signals arrive.
+
+    Examples
+    --------
+    >>> import gnncy
+    >>> from gnncy.training import ExitOnSignal
+    >>> model = gnncy.GraphEncoder(32, checkpoint_dir="run", callbacks=[ExitOnSignal()])
+    """
+
+    def __init__(self, signals: Iterable[int] = (signal.SIGTERM, signal.SIGUSR1)):
+        self.signals = tuple(signal.Signals(number) for number in signals)
+        self.received: signal.Signals | None = None
+        self._before: list = []
+        self._depth = 0
+        self._trainer: Any = None
+
+    def __enter__(self) -> "ExitOnSignal":
+        if self._depth == 0:
+            self.received = None
+            self._before = [signal.signal(number, self._receive) for number in self.signals]
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in zip(self.signals, self._before, strict=True):
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame) -> None:
+        self.received = signal.Signals(number)
+        if self._trainer is not None:
+            self._trainer.exit_after_step(SAVED)
+            return
+        log.warning("%s: this ends here; the same call goes on", self.received.name)
+        raise SystemExit(SAVED)
+
+    def setup(self, estimator, context) -> None:
+        """Listen."""
+        if estimator.snapshots is None:
+            raise ValueError("ExitOnSignal needs somewhere to save: give the trainer snapshots=SnapshotFolder(...), or "
+                             "the estimator checkpoint_dir")
+        self.__enter__()
+        self._trainer = estimator
+
+    def on_fit_task_end(self, estimator, context) -> None:
+        """Exit, if a signal has come after the last step."""
+        if context.task_name == "fit" and self.received is not None:
+            raise SystemExit(SAVED)
+
+    def teardown(self, estimator, context) -> None:
+        """Listen no longer."""
+        if self._trainer is not None:
+            self._trainer = None
+            self.__exit__()
 
 
 def call_task_hooks(callbacks: Iterable, hook: str, trainer, task: Task) -> bool:

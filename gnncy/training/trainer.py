@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gnncy import _memory
-from gnncy._check import check_float
+from gnncy._check import check_float, check_int
 from gnncy._random import derive
 from gnncy._threads import working_threads
 from gnncy.errors import StorageError
@@ -127,6 +127,7 @@ class Trainer:
         self._seconds: dict[str, float] = {}
         self._objective: Objective | None = None
         self._learning_rate = optimizer.lr
+        self._exit_status: int | None = None
 
     def fit(self, loader: GraphLoader, objective: Objective | None = None, *, schedules: Schedules | None = None,
             validation: Callable[[Any], float | None] | GraphLoader | None = None, n_jobs: int | None = None
@@ -280,8 +281,10 @@ class Trainer:
                     self._part_sums[name] = self._part_sums.get(name, 0.0) + float(value) * samples
                 self._samples += samples
                 self._call("on_batch_end", info)
+                if self._exit_status is not None:
+                    self._leave(self._exit_status)
                 if self.snapshots is not None and time.monotonic() - saved > self.snapshot_seconds:
-                    self._save(self.snapshots)
+                    self.save_snapshot()
                     saved = time.monotonic()
             statistics = epoch_batches.statistics
         if not self._samples:
@@ -310,7 +313,7 @@ class Trainer:
         stop = call_task_hooks(self.callbacks, "on_fit_task_end", self, task)
         self._stopped = self._call("on_epoch_end", record) or stop
         if self.snapshots is not None:
-            self._save(self.snapshots)
+            self.save_snapshot()
 
     def _update(self, info: dict) -> None:
         self._call("on_backward_end", info)
@@ -382,8 +385,33 @@ class Trainer:
             "stopped": self._stopped, "history": self.history, "fingerprint": self.fingerprint,
             "optimizer": self.optimizer.numbers(), "states": states}
 
-    def _save(self, snapshots: SnapshotFolder) -> None:
-        snapshots.save(self.total_steps, *self.state())
+    def exit_after_step(self, status: int) -> None:
+        """Save a snapshot after the step that is going on, and raise ``SystemExit(status)``; for signal handlers.
+
+        Parameters
+        ----------
+        status : int
+        """
+        self._exit_status = check_int(status, "status")
+
+    def _leave(self, status: int) -> None:
+        self._exit_status = None
+        self.save_snapshot()
+        log.warning("saved after epoch %d, step %d, and ending with status %d: the same call goes on",
+                    self.epoch, self.step, status)
+        raise SystemExit(status)
+
+    def save_snapshot(self) -> None:
+        """Save where the run is now, between two steps, to :attr:`snapshots`.
+
+        Raises
+        ------
+        ValueError
+            If the trainer has none.
+        """
+        if self.snapshots is None:
+            raise ValueError("there is nowhere to save: give the trainer snapshots=SnapshotFolder(...)")
+        self.snapshots.save(self.total_steps, *self.state())
 
     def _restore(self, snapshots: SnapshotFolder) -> None:
         found = snapshots.load_latest()
