@@ -186,7 +186,11 @@ class SparseFeatureStorage:
             if path.exists():
                 old = beside.with_suffix(".old")
                 path.rename(old)
-                beside.rename(path)
+                try:
+                    beside.rename(path)
+                except BaseException:
+                    old.rename(path)
+                    raise
                 shutil.rmtree(old)
             else:
                 beside.rename(path)
@@ -418,9 +422,9 @@ def _finish_interrupted(path: Path) -> None:
         beside, until = old.with_suffix(".tmp"), time.monotonic() + _SWAP_SECONDS
         while in_use(beside) and time.monotonic() < until:
             time.sleep(1e-3)
-        if beside.exists() and not path.exists():
-            beside.rename(path)
-        if path.exists() and not in_use(path):
+        if not path.exists():
+            (beside if beside.exists() else old).rename(path)
+        if not in_use(path):
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -1,7 +1,9 @@
 """Snapshots of a run: arrays and numbers in one ``.npz``, whole or absent, the last few kept."""
+import errno
 import json
 import logging
 import math
+import os
 import re
 import zipfile
 import zlib
@@ -279,6 +281,9 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
         raise _DamagedError(f"{path} is missing; {_REMEDY}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError,
             SyntaxError) as error:  # all that zipfile and numpy make of bytes that are not theirs
+        below = error.__context__  # zipfile takes whatever it cannot read for a file of another kind
+        if isinstance(below, OSError) and below.errno != errno.EINVAL:
+            raise StorageError(below.errno, f"{os.strerror(below.errno or 0)} while reading", str(path)) from below
         raise _DamagedError(f"{path} is damaged or not a checkpoint ({error}); {_REMEDY}") from error
 
 
