@@ -44,7 +44,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         release(alive)
 
 
-def new_temporary(path: Path, *, folder: bool = False) -> tuple[Path, int]:
+def new_temporary(path: Path, *, folder: bool = False, mode: int = 0o666) -> tuple[Path, int]:
     """A new file, or folder, under a hidden name beside ``path``, and a descriptor that holds a lock on it.
 
     The lock ends with the process, however that ends: so :func:`remove_temporaries` knows what is left over.
@@ -55,7 +55,7 @@ def new_temporary(path: Path, *, folder: bool = False) -> tuple[Path, int]:
             temporary.mkdir()
             fd = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         else:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with suppress(OSError):  # a file system without locks: what a kill leaves there is left to the user
             fcntl.flock(fd, fcntl.LOCK_EX)
         try:

@@ -60,7 +60,7 @@ class Dense:
         allowed = [x for x in (self.old, Y) if x is not None]
         if self.old is None and not (folder / "x.npy").exists():
             left = {p.name for p in folder.iterdir() if not p.name.endswith((".next", ".tmp"))}
-            assert not left, left
+            assert not left or shim.gnncy_last() in (b"unlink", b"unlinkat", b"rmdir"), left
             return
         found = self.read(folder)
         assert any(np.array_equal(found, x) for x in allowed), "the rows are neither those before nor those after"
@@ -169,15 +169,15 @@ class Run:
     expected: np.ndarray | None = None
 
     def prepare(self, folder):
-        if Run.expected is None:
+        if self.expected is None:
             self.act(folder)
-            Run.expected = self.read(folder)
+            self.expected = self.read(folder)
             shutil.rmtree(folder)
             folder.mkdir()
 
     def check(self, folder):
         self.act(folder)
-        np.testing.assert_array_equal(self.read(folder), Run.expected)
+        np.testing.assert_array_equal(self.read(folder), self.expected)
         assert not [name for name in names(folder) if name.startswith(".")], names(folder)
 
     def read(self, folder):
@@ -240,6 +240,7 @@ class Cold(Run):
     def act(self, folder):
         if not (folder / "x.npy").exists():
             FeatureStorage.from_array(DATA.features, folder / "x.npy").close()
+        FeatureStorage(folder / "x.npy", "r+").close()  # takes its lock, and removes what a killed writer left
         with ColdTierTrainer(folder / "x.npy", DATA.adjacency, n_components=4, hidden=8, fanouts=(3,),
                              config=HyperbatchConfig(batch_size=40), memory_limit="64MB") as trainer:
             if (folder / "trainer.npz").exists():
@@ -321,7 +322,7 @@ def refuse(shim, scenario, folder, number, classes, stride=1):
             if failed is not None:
                 assert failed.errno == number, repr(failed)
             left = [str(p) for p in folder.rglob("*.tmp")]
-            assert not left, left
+            assert not left or shim.gnncy_last() in (b"unlink", b"unlinkat", b"rmdir"), left
             scenario.check(folder)
         except BaseException as error:
             error.add_note(f"refused call {at}")
@@ -350,7 +351,7 @@ def noise(shim, scenario, folder):
 def main():
     library, folder, what, name, *more = sys.argv[1:]
     shim = ctypes.CDLL(library)
-    shim.gnncy_count.restype = ctypes.c_long
+    shim.gnncy_count.restype, shim.gnncy_last.restype = ctypes.c_long, ctypes.c_char_p
     folder = Path(folder).resolve() / "watched"
     shim.gnncy_watch(str(folder).encode())
     scenario = SCENARIOS[name]()

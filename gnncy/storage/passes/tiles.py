@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gnncy._files import new_temporary
 from gnncy.errors import StorageError
 
 TILE = 16  # columns: one 64-byte line of float32, so a neighbour's entry costs one line
@@ -47,8 +48,7 @@ class ColumnTiles:
         self.dtype = np.dtype(dtype)
         self.n_tiles = -(-d // TILE)
         self._tile_bytes = n * TILE * self.dtype.itemsize
-        self._path = Path(folder) / f".tiles-{os.getpid()}-{id(self):x}.tmp"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._path, self._fd = new_temporary(Path(folder) / "tiles", mode=0o600)
         try:
             os.unlink(self._path)
             size = self.n_tiles * self._tile_bytes
