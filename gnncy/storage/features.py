@@ -116,7 +116,7 @@ class FeatureStorage:
         self.stats = IOStatistics()
         self._writer = os.getpid() if mode == "r+" else 0
         self._dirty = False
-        self._attaching = threading.Lock()
+        self._attaching, self._writing = threading.Lock(), threading.Lock()
         self._attach()
 
     def _attach(self) -> None:
@@ -554,7 +554,7 @@ class FeatureStorage:
     # Writing
 
     def write_features(self, ids, rows) -> None:
-        """Write rows of the given nodes in place.
+        """Write rows of the given nodes in place. Threads may write at the same time, one after the other.
 
         Parameters
         ----------
@@ -578,10 +578,11 @@ class FeatureStorage:
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
         places = ids if self._position is None else self._position[ids]
         file = self._opened()
-        self._dirty = True
-        if self._written is not None and len(places):
-            self._written.mark(places.astype(np.int64) * self._row_bytes, self._row_bytes)
-        scatter_rows(file, self._offset, places, rows)
+        with self._writing:
+            self._dirty = True
+            if self._written is not None and len(places):
+                self._written.mark(places.astype(np.int64) * self._row_bytes, self._row_bytes)
+            scatter_rows(file, self._offset, places, rows)
 
     def append(self, rows, *, chunk_rows: int | None = None) -> np.ndarray:
         """Add rows of new nodes behind those that are there.
@@ -638,9 +639,11 @@ class FeatureStorage:
 
     def flush(self) -> None:
         """Wait until everything written is on the disk (fsync), and sum up the extents it is in."""
-        if self._dirty:
-            self._check_writer()
-            file = self._opened()
+        if not self._dirty:
+            return
+        self._check_writer()
+        file = self._opened()
+        with self._writing:
             file.sync()
             if self._written is not None:
                 self._written.settle(file, self._offset, self.nbytes)
