@@ -2,8 +2,9 @@
 
     python tools/inject_faults.py [--stride N] [SCENARIO ...]
 
-A process is killed before a call, the call is refused (ENOSPC, EIO), or all calls are short, interrupted or slow. After
-each fault the files are whole, the run goes on to the same bits and nothing is left over; anything else ends the script.
+A process is killed before a call, the call is refused (ENOSPC, EIO), or all calls are short, interrupted or slow.
+After each fault the files are whole, the run goes on to the same bits and nothing is left over; anything else ends the
+script.
 Scenarios stand in tests/faults/scenarios.py. All of them at every call take about 20 minutes.
 """
 import argparse

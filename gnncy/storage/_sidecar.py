@@ -76,6 +76,7 @@ def writing(path, shape: tuple[int, int], dtype, order, overwrite: bool, *, fini
     if path.exists() and not overwrite:
         raise FileExistsError(errno.EEXIST, "already exists; pass overwrite=True to replace it", str(path))
     header = npy_header(shape, dtype)
+    remove_temporaries(path.parent, glob.escape(path.name) + "*")
     with unwritten(path) if path.exists() and not owned else nullcontext(), replacing(path) as temporary:
         with BlockFile(temporary, os.O_RDWR) as file:
             file.path = path  # the one that errors shall name
