@@ -15,7 +15,9 @@ from scipy.sparse import csr_array
 
 from gnncy._files import replacing, write_text
 from gnncy.datasets.dataset import GraphDataset, Split
-from gnncy.errors import GraphFormatError
+from gnncy._check import check_int
+from gnncy.errors import GraphFormatError, StorageError
+from gnncy.storage._blocks import read_npy_header
 
 _FORMAT, _VERSION = "gnncy graph", 1
 _PIECE = 1 << 16
@@ -106,20 +108,30 @@ def _meta(folder: Path) -> dict[str, Any]:
                                "write it again")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise GraphFormatError(f"{path} is damaged: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != _FORMAT:
         raise GraphFormatError(f"{path} does not describe a graph folder (its format is not {_FORMAT!r})")
-    if meta["version"] > _VERSION:
-        raise GraphFormatError(f"{folder} has format version {meta['version']}, this gnncy reads up to {_VERSION}; "
-                               "update gnncy")
+    try:
+        if check_int(meta["version"], "version", 1) > _VERSION:
+            raise GraphFormatError(f"{folder} has format version {meta['version']}, this gnncy reads up to {_VERSION}; "
+                                   "update gnncy")
+        check_int(meta["n_nodes"], "n_nodes", 0, 1 << 60)
+        check_int(meta["n_edges"], "n_edges", 0, 1 << 60)
+        meta["name"], meta["class_names"], meta["licence"]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, GraphFormatError):
+            raise
+        raise GraphFormatError(f"{path} is damaged: {error!r}") from error
     return meta
 
 
 def _load(path: Path, shape: tuple[int, ...] | None = None, mmap_mode=None) -> np.ndarray:
     try:
+        with open(path, "rb") as file:
+            read_npy_header(file, path)  # numpy's own reader tries to mend what is damaged
         array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, StorageError) as error:
         raise GraphFormatError(f"{path} is damaged or truncated: {error}") from error
     if shape is not None and array.shape != shape:
         raise GraphFormatError(f"{path} must have shape {shape} by meta.json, got {array.shape}")

@@ -1,13 +1,14 @@
 """Readers of users' own graphs."""
 import csv
+import errno
 import gzip
-import inspect
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,11 @@ from gnncy.errors import GraphFormatError
 _EDGE_LISTS = (".csv", ".tsv", ".txt", ".edges", ".edgelist", ".el")
 _HEADER_WORDS = {"source", "target", "src", "dst", "from", "to", "head", "tail", "node1", "node2", "source_id",
                  "target_id", "from_node", "to_node", "fromnodeid", "tonodeid"}
+
+
+_FIELDS = {"real": np.float64, "double": np.float64, "integer": np.float32, "unsigned-integer": np.float32,
+           "pattern": np.float32}
+_MIRRORED = {"general": 0, "symmetric": 1, "skew-symmetric": -1}
 
 
 class EdgeList(NamedTuple):
@@ -85,7 +91,7 @@ def read_graph(path: str | os.PathLike, *, directed: bool = False) -> csr_array:
         return open_adjacency(path)
     kind = _kind(path)
     if kind == ".npz":
-        return _matrix(path, sparse.load_npz)
+        return _matrix(path, _npz)
     if kind == ".mtx":
         return _matrix(path, _matrix_market)
     if kind not in _EDGE_LISTS:
@@ -154,17 +160,51 @@ def _kind(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
+def _npz(path: Path):
+    with open(path, "rb") as file:
+        return sparse.load_npz(file)
+
+
 def _matrix_market(path: Path):
-    from scipy.io import mmread
-    # scipy 1.18 wants to be told which kind of matrix to return, 1.12 cannot be told
-    kind = {"spmatrix": False} if "spmatrix" in inspect.signature(mmread).parameters else {}
-    return mmread(path, **kind)
+    """A sparse matrix, by numpy's parser: that of scipy 1.17 crashes the process where a line is damaged."""
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+        head = file.readline().lower().split()
+    if len(head) != 5 or head[:2] != ["%%matrixmarket", "matrix"]:
+        raise ValueError("its first line is not that of a Matrix Market file")
+    form, field, symmetry = head[2:]
+    if form != "coordinate" or field not in _FIELDS or symmetry not in _MIRRORED:
+        raise ValueError(f"it is of kind {form} {field} {symmetry}; known are coordinate, {' or '.join(_FIELDS)}, "
+                         f"{' or '.join(_MIRRORED)}")
+    lines = _lines(path)
+    rows, columns, count = (int(word) for word in next(lines, "").split())
+    if min(rows, columns, count) < 0:
+        raise ValueError("its sizes are negative")
+    names = ["row", "column", "value"][:2 if field == "pattern" else 3]
+    first = next(lines, None)
+    table = np.zeros(0, [(name, np.float64 if name == "value" else np.int64) for name in names])
+    if first is not None:
+        table = np.loadtxt(chain([first], lines), table.dtype, comments=None, ndmin=1)
+    if len(table) != count:
+        raise ValueError(f"it has {len(table)} entries and announces {count}")
+    row, column = table["row"] - 1, table["column"] - 1
+    value = np.ones(count) if field == "pattern" else table["value"]
+    sign = _MIRRORED[symmetry]
+    if sign:
+        other = row != column
+        row, column, value = (np.r_[row, column[other]], np.r_[column, row[other]],
+                              np.r_[value, sign * value[other]])
+    return sparse.coo_array((value.astype(_FIELDS[field]), (row, column)), shape=(rows, columns))
 
 
 def _matrix(path: Path, read) -> csr_array:
     try:
         matrix = read(path)
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+    except (ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, SyntaxError, AttributeError, OSError,
+            IndexError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
+        # what readers make of damaged files; one seeks where there is nothing
+        if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno != errno.EINVAL:
+            raise
         raise GraphFormatError(f"{path} holds no sparse matrix: {error}; write it with scipy.sparse.save_npz or "
                                "scipy.io.mmwrite") from error
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
@@ -237,12 +277,12 @@ def _read_table(path: Path, names: bool) -> tuple[np.ndarray, np.ndarray | None]
         weighted = len(form.columns) == 3
         try:
             table = np.loadtxt(_lines(path), form.columns, ndmin=1, **form.options)
-            return np.stack([table["u"], table["v"]], axis=1), table["w"] if weighted else None
+            return np.stack([table["u"], table["v"]], axis=1), _weights(path, table["w"]) if weighted else None
         except ValueError:
             if not names:
                 raise
         table = np.char.strip(np.loadtxt(_lines(path), str, ndmin=2, **form.options))
-        return table[:, :2], table[:, 2].astype(np.float64) if weighted else None
+        return table[:, :2], _weights(path, table[:, 2].astype(np.float64)) if weighted else None
 
 
 def edge_lines(path: str | os.PathLike, count: int) -> Iterator[tuple[np.ndarray, ...]]:
@@ -257,7 +297,19 @@ def edge_lines(path: str | os.PathLike, count: int) -> Iterator[tuple[np.ndarray
             if not some:
                 return
             table = np.loadtxt(some, form.columns, ndmin=1, **form.options)
-        yield tuple(np.ascontiguousarray(table[name]) for name, _ in form.columns)
+        ends = np.ascontiguousarray(table["u"]), np.ascontiguousarray(table["v"])
+        yield (*ends, _weights(path, table["w"])) if len(form.columns) == 3 else ends
+
+
+def _weights(path: Path, values: np.ndarray) -> np.ndarray:
+    """The third column as it will be stored."""
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    try:
+        check_finite(values, "weight")
+    except ValueError as error:
+        raise GraphFormatError(f"{path}: as float32, {error}") from None
+    return values
 
 
 def _fields(line: str, separator: str | None) -> list[str]:
@@ -287,7 +339,6 @@ def _from_edges(ends: np.ndarray, weights: np.ndarray | None, n: int, directed: 
     """The matrix of the edges; of repeated ones the largest weight."""
     source, target = ends.T
     values = np.ones(len(ends)) if weights is None else weights
-    check_finite(values, "weight")
     if not directed:
         source, target, values = np.r_[source, target], np.r_[target, source], np.r_[values, values]
     order = np.lexsort((target, source))
@@ -299,4 +350,4 @@ def _from_edges(ends: np.ndarray, weights: np.ndarray | None, n: int, directed: 
     indptr = np.zeros(n + 1, dtype)
     np.cumsum(np.bincount(source[start], minlength=n), out=indptr[1:])
     data = np.maximum.reduceat(values, start) if start.size else values
-    return csr_array((data.astype(np.float32), target[start].astype(dtype), indptr), shape=(n, n))
+    return csr_array((data.astype(np.float32, copy=False), target[start].astype(dtype), indptr), shape=(n, n))

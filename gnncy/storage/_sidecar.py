@@ -137,11 +137,10 @@ def _stage(path: Path, writer: Writer, finite: bool, header_crc: int) -> None:
         _next(file).unlink(missing_ok=True)
     order_crc = None if writer.order is None else _write_order(_next(order_file(path)), writer.order)
     checksums.save_table(_next(table_file(path)), writer.table())
-    write_text(_next(sidecar_file(path)), json.dumps({
+    write_text(_next(sidecar_file(path)), checksums.sealed({
         "format": FORMAT, "version": VERSION, "shape": list(writer.shape), "dtype": writer.dtype.name, "finite": finite,
         "order": None if writer.order is None else order_file(path).name, "order_crc32": order_crc,
-        "header_crc32": header_crc, "checksums": table_file(path).name, "extent_bytes": checksums.EXTENT},
-        indent=1) + "\n")
+        "header_crc32": header_crc, "checksums": table_file(path).name, "extent_bytes": checksums.EXTENT}))
 
 
 def _finish(path: Path) -> None:
@@ -216,7 +215,7 @@ def read_sidecar(path: Path, file: BlockFile, shape: tuple[int, int], dtype: np.
     if version not in (1, VERSION):
         raise StorageError(f"{sidecar}: format version {version!r}, this gnncy reads versions 1 to {VERSION}; "
                            f"update gnncy or create the storage again")
-    if version == 1:
+    if version == 1:  # it has no checksum of its own
         meta |= {"checksums": None, "extent_bytes": checksums.EXTENT}
     try:
         same = (tuple(meta["shape"]) == shape and np.dtype(meta["dtype"]) == dtype
@@ -228,6 +227,8 @@ def read_sidecar(path: Path, file: BlockFile, shape: tuple[int, int], dtype: np.
         raise StorageError(f"{path}: its header ({shape} of {dtype}, checksum {header_crc:#x}) is not the one that "
                            f"{sidecar.name} describes; one of the two is damaged or was replaced, restore both from a "
                            f"copy")
+    if version > 1:
+        checksums.check_seal(sidecar, meta)
     return meta
 
 

@@ -402,7 +402,7 @@ def _write(folder: Path, dim: int, dtype: np.dtype, blocks: Iterable) -> None:
     meta = {"format": FORMAT, "version": VERSION, "shape": [sizes["indptr"] - 1, dim], "nnz": sizes["data"],
             "finite": True}
     with open(folder / _META, "w", encoding="utf-8") as file:
-        file.write(json.dumps(meta, indent=1) + "\n")
+        file.write(checksums.sealed(meta))
         file.flush()
         os.fsync(file.fileno())
     fsync_directory(folder)
@@ -446,6 +446,7 @@ def _read_meta(path: Path) -> dict:
     if version not in (1, VERSION):
         raise StorageError(f"{path / _META}: format version {version!r}, this gnncy reads versions 1 to {VERSION}; "
                            f"update gnncy or create the storage again")
+    given = dict(meta)
     try:
         meta["shape"] = [check_int(size, "shape", 1) for size in meta["shape"]]
         check_int(meta["nnz"], "nnz", 0)
@@ -453,4 +454,5 @@ def _read_meta(path: Path) -> dict:
             raise ValueError(f"shape is {meta['shape']}")
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path / _META}: damaged ({error}); restore the directory from a copy") from None
+    checksums.check_seal(path / _META, given)
     return meta

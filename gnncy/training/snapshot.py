@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -280,8 +281,11 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
     except FileNotFoundError as error:
         raise _DamagedError(f"{path} is missing; {_REMEDY}") from error
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError,
-            SyntaxError) as error:  # all that zipfile and numpy make of bytes that are not theirs
-        below = error.__context__  # zipfile takes whatever it cannot read for a file of another kind
+            SyntaxError, tokenize.TokenError, OSError) as error:  # all that zipfile and numpy make of bytes that are not theirs
+        if isinstance(error, StorageError):
+            raise
+        # zipfile takes whatever it cannot read for a file of another kind, and seeks to where a damaged one points.
+        below = error if isinstance(error, OSError) else error.__context__
         if isinstance(below, OSError) and below.errno != errno.EINVAL:
             raise StorageError(below.errno, f"{os.strerror(below.errno or 0)} while reading", str(path)) from below
         raise _DamagedError(f"{path} is damaged or not a checkpoint ({error}); {_REMEDY}") from error

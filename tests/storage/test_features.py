@@ -441,7 +441,8 @@ def test_a_missing_file(path):
     (dict(shape=[300, 8]), "not the one that"), (dict(dtype="float64"), "not the one that"),
     (dict(header_crc32=5), "not the one that"), (dict(dtype=None), "damaged|not the one"), (dict(shape=None),
                                                                                             "damaged"),
-    (dict(order="features.npy.order.npy"), "order of the rows is missing"), (None, "damaged or foreign"),
+    (dict(order="features.npy.order.npy"), "by its checksum"),
+    (dict(finite=False), "by its checksum"), (None, "damaged or foreign"),
 ])
 def test_a_changed_sidecar_is_named(path, x, change, text):
     store_bytes(path, x)

@@ -1,4 +1,5 @@
 """Checksums of files by extents: computed as rows are written, kept beside them, verified at the speed of the disk."""
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -204,6 +205,21 @@ def load_table(path: Path, size: int) -> np.ndarray:
             return np.frombuffer(file.read(8 * shape[0]), "<i8").astype(np.int64)
     except FileNotFoundError:
         raise StorageError(f"{path}: the checksums of the rows are missing; restore the file from a copy") from None
+
+
+def sealed(fields: dict) -> str:
+    """JSON of what describes a file, with a checksum of its own."""
+    return json.dumps(fields | {"crc32": _seal(fields)}, indent=1) + "\n"
+
+
+def check_seal(path: Path, fields: dict) -> None:
+    """Hold fields that were read against their checksum, if they have one: files of older versions do not."""
+    if "crc32" in fields and fields["crc32"] != _seal({k: v for k, v in fields.items() if k != "crc32"}):
+        raise StorageError(f"{path}: not as it was written, by its checksum; restore it from a copy")
+
+
+def _seal(fields: dict) -> int:
+    return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
 
 
 class WrittenExtents:
