@@ -2,7 +2,8 @@
 
 GNNCY_BUILD picks the build:
   release   (default) all checks off, -O3, every SIMD level
-  debug     bounds, overflow and initialisation checks on, base level only
+  debug     checks of bounds (a negative index is out of them), None and initialisation on, base level only
+  sanitize  AddressSanitizer and UndefinedBehaviorSanitizer, base level only; see tools/sanitize
   coverage  line tracing for Cython.Coverage, base level only
 GNNCY_ANNOTATE=1 writes Cython's annotated HTML beside every source.
 """
@@ -45,17 +46,20 @@ if not MSVC and compiler_is_gcc():
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "initializedcheck": False,
               "cdivision": True, "embedsignature": True, "freethreading_compatible": True}
-macros = []
+macros, linked = [], []
 if BUILD == "release":
     cflags = ["/O2"] if MSVC else ["-O3", "-g0"]
 elif BUILD == "debug":
     cflags = ["/Od"] if MSVC else ["-O1", "-g", "-UNDEBUG"]
-    DIRECTIVES |= {"boundscheck": True, "initializedcheck": True, "nonecheck": True, "overflowcheck": False}
+    DIRECTIVES |= {"boundscheck": True, "initializedcheck": True, "nonecheck": True}
+elif BUILD == "sanitize":
+    linked = ["-fsanitize=address,undefined"]
+    cflags = ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", *linked]
 elif BUILD == "coverage":
     cflags, macros = (["/Od"] if MSVC else ["-O0"]), [("CYTHON_TRACE_NOGIL", "1")]
     DIRECTIVES |= {"linetrace": True}
 else:
-    raise SystemExit(f"GNNCY_BUILD={BUILD!r}: choose release, debug or coverage")
+    raise SystemExit(f"GNNCY_BUILD={BUILD!r}: choose release, debug, sanitize or coverage")
 
 # Cython and setuptools rebuild by time stamp, not by flags, and a release build leaves levels behind that
 # would be preferred over a debug build's base. So a change of build starts clean.
@@ -75,7 +79,7 @@ def copy_if_changed(source, target):
 
 def extension(name, source, extra=()):
     return Extension(f"gnncy._kernels.{name}", [str(source)], define_macros=macros,
-                     extra_compile_args=[*cflags, *extra])
+                     extra_compile_args=[*cflags, *extra], extra_link_args=linked)
 
 
 def dotted(source):
