@@ -115,7 +115,8 @@ class Sparse:
 class Snapshot:
     def make(self, folder):
         for number in (1, 2):
-            arrays = {"w": X * number, "nothing": np.zeros((0, 2)), "f": np.asfortranarray(X[:5]), "n": np.array(number)}
+            arrays = {"w": X * number, "nothing": np.zeros((0, 2)), "f": np.asfortranarray(X[:5]),
+                      "n": np.array(number)}
             SnapshotFolder(folder).save(number, arrays, {"at": number, "name": "run", "list": [1.5, None]})
 
     def read(self, folder):

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
+from gnncy._check import check_int
 from gnncy._files import replacing, write_text
 from gnncy.datasets.dataset import GraphDataset, Split
-from gnncy._check import check_int
 from gnncy.errors import GraphFormatError, StorageError
 from gnncy.storage._blocks import read_npy_header
 

@@ -200,8 +200,8 @@ def _matrix_market(path: Path):
 def _matrix(path: Path, read) -> csr_array:
     try:
         matrix = read(path)
-    except (ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, SyntaxError, AttributeError, OSError,
-            IndexError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, KeyError, EOFError, TypeError, OverflowError, RuntimeError, SyntaxError, AttributeError,
+            OSError, IndexError, tokenize.TokenError, zipfile.BadZipFile, zlib.error) as error:
         # what readers make of damaged files; one seeks where there is nothing
         if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile) and error.errno != errno.EINVAL:
             raise

@@ -268,7 +268,7 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
             header = json.loads(str(_read_array(members, "header.npy")))
             if not isinstance(header, dict) or header.get("format") != FORMAT:
                 raise _DamagedError(f"{path} is not a {FORMAT} file; {_REMEDY}")
-            version, numbers = header["version"], header.get("numbers")
+            version = header["version"]
             if version > VERSION:
                 raise StorageError(f"{path} has format version {version}, this gnncy reads up to {VERSION}; upgrade "
                                    "gnncy")
@@ -277,13 +277,13 @@ def read_snapshot(path) -> tuple[dict[str, np.ndarray], dict]:
             if version >= 2:
                 wanted = [f"array/{name}.npy" for name in header["arrays"]]
             arrays = {name.removeprefix("array/").removesuffix(".npy"): _read_array(members, name) for name in wanted}
-            return arrays, numbers
+            return arrays, header["numbers"]
     except FileNotFoundError as error:
         raise _DamagedError(f"{path} is missing; {_REMEDY}") from error
+    except StorageError:
+        raise
     except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, EOFError, RuntimeError, OverflowError,
-            SyntaxError, tokenize.TokenError, OSError) as error:  # all that zipfile and numpy make of bytes that are not theirs
-        if isinstance(error, StorageError):
-            raise
+            SyntaxError, tokenize.TokenError, OSError) as error:  # what zipfile and numpy make of bytes not theirs
         # zipfile takes whatever it cannot read for a file of another kind, and seeks to where a damaged one points.
         below = error if isinstance(error, OSError) else error.__context__
         if isinstance(below, OSError) and below.errno != errno.EINVAL:
@@ -305,13 +305,13 @@ def _read_array(members: zipfile.ZipFile, name: str) -> np.ndarray:
             raise ValueError(f"{name} has {size - file.tell()} bytes where shape {shape} of {dtype} needs "
                              f"{count * dtype.itemsize}")
         array = np.empty(shape[::-1] if fortran else shape, dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8)) if array.nbytes else memoryview(b"")
-        done = 0
-        while done < len(view):
-            got = file.readinto(view[done:done + _PIECE])
-            if not got:
+        flat, done = array.reshape(-1).view(np.uint8) if array.nbytes else np.zeros(0, np.uint8), 0
+        while done < len(flat):
+            part = file.read(min(_PIECE, len(flat) - done))
+            if not part:
                 raise EOFError(f"{name} ends early")
-            done += got
+            flat[done:done + len(part)] = np.frombuffer(part, np.uint8)
+            done += len(part)
         if file.read(1):
             raise ValueError(f"{name} is longer than its array")
         return array.T if fortran else array

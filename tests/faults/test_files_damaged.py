@@ -51,7 +51,8 @@ def test_weights_that_float32_cannot_hold_are_named(tmp_path):
                 read(tmp_path / name)
 
 
-@pytest.mark.parametrize("change", [{"n_nodes": {}}, {"n_nodes": 10**30}, {"n_edges": -1}, {"version": "1"}, {"name": 0}])
+@pytest.mark.parametrize("change", [{"n_nodes": {}}, {"n_nodes": 10**30}, {"n_edges": -1}, {"version": "1"},
+                                    {"name": 0}])
 def test_a_graph_folder_with_other_numbers_is_named(tmp_path, change):
     write_sbm(tmp_path / "g", 30, 3, n_features=4, seed=0)
     meta = json.loads((tmp_path / "g" / "meta.json").read_text())
