@@ -78,7 +78,7 @@ def test_an_unknown_build_is_refused():
     result = subprocess.run([sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True,
                             env=os.environ | {"GNNCY_BUILD": "fast"})
     assert result.returncode == 1
-    assert "GNNCY_BUILD='fast': choose release, debug or coverage" in result.stderr
+    assert "GNNCY_BUILD='fast': choose release, debug, sanitize or coverage" in result.stderr
 
 
 @pytest.mark.slow
