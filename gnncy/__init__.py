@@ -13,6 +13,7 @@ _NAMES = {
     "GraphFormatError": "errors",
     "MemoryLimitError": "errors",
     "NodeEmbedding": "estimators",
+    "NodeClassifier": "estimators",
     "NotFittedError": "errors",
     "StorageError": "errors",
     "show_versions": "_doctor",

@@ -1,5 +1,6 @@
 """scikit-learn manners without scikit-learn: parameters, repr, tags, the fitted state."""
 import inspect
+import sys
 
 from gnncy.errors import NotFittedError
 
@@ -42,4 +43,10 @@ class Estimator:
 
     def _check_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
-            raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit with an adjacency first")
+            raise _not_fitted()(f"this {type(self).__name__} is not fitted yet; call fit with an adjacency first")
+
+
+def _not_fitted() -> type[NotFittedError]:
+    """Our error, where scikit-learn is loaded also its own."""
+    theirs = sys.modules.get("sklearn.exceptions")
+    return NotFittedError if theirs is None else type("NotFittedError", (NotFittedError, theirs.NotFittedError), {})

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from gnncy import evaluate
 from gnncy.datasets import make_sbm
 from gnncy.evaluate import accuracy, embedding_health, linear_probe, macro_f1, majority_baseline
+from gnncy.optim.logistic import Logistic
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_gradient_and_hessian_match_central_differences(kind):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(30, 5)) * (rng.random((30, 5)) < 0.6)
     labels = np.arange(30) % 3
-    model = evaluate._Logistic(kind(rows), labels, 3)
+    model = Logistic(kind(rows), labels, 3)
     model.parameters += rng.normal(size=model.parameters.shape)
     point, direction = model.parameters.copy(), rng.normal(size=model.parameters.shape)
 
@@ -49,7 +49,7 @@ def test_gradient_and_hessian_match_central_differences(kind):
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
 def test_diagonal_is_that_of_the_hessian(kind):
     rng = np.random.default_rng(1)
-    model = evaluate._Logistic(kind(rng.normal(size=(40, 70))), np.arange(40) % 2, 2)
+    model = Logistic(kind(rng.normal(size=(40, 70))), np.arange(40) % 2, 2)
     diagonal = model._diagonal(3.0)
     for i, j in ((0, 0), (64, 1), (69, 0), (70, 1)):
         basis = np.zeros_like(model.parameters)
@@ -64,7 +64,7 @@ def test_minimum_is_that_of_scikit_learn(data, C, kind):
     rows, labels = unit(data.features.astype(np.float64)), data.labels
     reference = linear_model.LogisticRegression(C=C, tol=1e-10, max_iter=10_000).fit(rows[data.split.train],
                                                                                      labels[data.split.train])
-    model = evaluate._Logistic(kind(rows[data.split.train]), labels[data.split.train], 4)
+    model = Logistic(kind(rows[data.split.train]), labels[data.split.train], 4)
     model.fit(C, 100, tolerance=1e-9)
     assert np.allclose(model.parameters[:-1].T, reference.coef_, atol=1e-4 * np.abs(reference.coef_).max())
     result = linear_probe(kind(data.features), labels, data.split, C=C)
@@ -102,7 +102,7 @@ class Store:
 
 
 def test_any_kind_of_matrix_gives_the_same(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "_ROWS", 200)
+    monkeypatch.setattr("gnncy.evaluate.probe.ROWS", 200)
     expected = linear_probe(data.features, data.labels, data.split)
     np.save(tmp_path / "z.npy", data.features)
     store, frozen = Store(data.features), data.features.copy()
@@ -266,9 +266,9 @@ def test_health_tells_spread_from_collapse(monkeypatch):
     assert embedding_health(spread).dead_columns == 0.25
     point = embedding_health(np.ones((100, 4)))
     assert point.uniformity == pytest.approx(0) and point.dead_columns == 1
-    monkeypatch.setattr(evaluate, "_ROWS", 128)
+    monkeypatch.setattr("gnncy.evaluate.health.ROWS", 128)
     blocks = embedding_health(Store(spread))
-    monkeypatch.setattr(evaluate, "_ROWS", 8192)
+    monkeypatch.setattr("gnncy.evaluate.health.ROWS", 8192)
     assert np.allclose(blocks, embedding_health(sparse.csr_array(spread)))
 
 
