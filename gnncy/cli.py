@@ -17,7 +17,7 @@ from gnncy._threads import working_threads
 from gnncy.datasets import GraphDataset, load_wordnet, open_graph, read_graph
 from gnncy.errors import GnncyError
 from gnncy.estimators import GraphEncoder
-from gnncy.evaluate import linear_probe, majority_baseline
+from gnncy.evaluate import embedding_health, linear_probe, majority_baseline, run_protocol
 from gnncy.storage import FeatureStorage, SparseFeatureStorage, VerifyReport, as_storage
 from gnncy.storage.plans import calibrate
 from gnncy.training import ExitOnSignal
@@ -79,6 +79,22 @@ def _parser() -> argparse.ArgumentParser:
     _graph_options(estimate)
     estimate.add_argument("--json", action="store_true")
     estimate.set_defaults(run=_estimate)
+
+    evaluate = commands.add_parser("evaluate", help="linear probe of an embedding by one of the field's protocols, and "
+                                   "its health")
+    evaluate.add_argument("embedding", help="a .npy or feature store of one row a node, or the folder of a run")
+    evaluate.add_argument("graph", nargs="?", help="as for train; its labels, split and edges are used")
+    evaluate.add_argument("--labels", metavar="FILE", help=".npy of integers, -1 for none")
+    evaluate.add_argument("--protocol", choices=("public", "random", "planetoid"),
+                          help="public: the graph's split; random: 10, 10 and 80 %%; planetoid: 20 a class, 500 and "
+                          "1000 (default: public if the graph has a split, else random)")
+    evaluate.add_argument("--runs", type=int, default=20, help="random splits (default: %(default)s)")
+    evaluate.add_argument("--metric", default="accuracy", choices=("accuracy", "macro_f1", "roc_auc"),
+                          help="by which the probe is chosen on the validation nodes (default: %(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--threads", type=int, default=-1, help="default: all usable CPUs")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run=_evaluate, features=None)
 
     info = commands.add_parser("info", help="describe a feature store, a graph or a run")
     info.add_argument("path")
@@ -226,6 +242,40 @@ def _scores(encoder: GraphEncoder, data: GraphDataset) -> dict:
     scores["majority"] = majority_baseline(data.labels, data.split)
     return {"probe": {name: {"accuracy": float(s.accuracy), "macro_f1": float(s.macro_f1)}
                       for name, s in scores.items()}}
+
+
+def _evaluate(options) -> int:
+    path = Path(options.embedding)
+    path = path / "embedding.npy" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"no such embedding: {path}")
+    with FeatureStorage.open(path) as embedding, working_threads(options.threads):
+        adjacency = split = None
+        if options.graph is not None:
+            with _loaded(options) as data:
+                adjacency, labels, split = data.adjacency, data.labels, data.split
+        elif options.labels is not None:
+            labels = np.load(options.labels, allow_pickle=False)
+        if options.graph is None and options.labels is None or not len(labels):
+            raise UsageError("there are no labels: give --labels, or a graph that has some")
+        if options.protocol == "public" and split is None:
+            raise UsageError("--protocol public needs a graph with a split of its own")
+        result = run_protocol(embedding, labels, split if options.protocol in (None, "public") else None,
+                              protocol=options.protocol, runs=options.runs, metric=options.metric,
+                              random_state=options.seed)
+        health = embedding_health(embedding, adjacency)
+    found = result.as_dict() | {"health": {name: value for name, value in health._asdict().items()
+                                           if not np.isnan(value)}}
+    if options.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print(f"{path}: {found['protocol']} split, {found['runs']} run{'s' if found['runs'] > 1 else ''}")
+        for name in ("accuracy", "macro_f1", "roc_auc"):
+            if name in found:
+                print(f"  {name:<16} {100 * found[name]['mean']:.1f} ± {100 * found[name]['std']:.1f}")
+        for name, value in found["health"].items():
+            print(f"  {name.replace('_', ' '):<16} {value:.2f}")
+    return OK
 
 
 def _text(results: dict) -> str:

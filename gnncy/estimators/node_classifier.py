@@ -260,14 +260,15 @@ class NodeClassifier(Estimator):
         if not len(train):
             raise ValueError(f"y has no training nodes: {int(labels.known.sum())} of {n} nodes have a label, "
                              f"{len(validation)} of them are for validation")
-        weights = np.ones(n, np.float32)
+        weights = labels.class_weights(self.class_weight, train)
         if sample_weight is not None:
-            weights = check_array(sample_weight, "sample_weight", ndim=1, dtype=np.float32)
-            if weights.shape != (n,):
-                raise ValueError(f"sample_weight must have shape ({n},), one weight a node, got {weights.shape}")
-            if weights.min() < 0 or not weights[train].any():
+            given = check_array(sample_weight, "sample_weight", ndim=1, dtype=np.float32)
+            if given.shape != (n,):
+                raise ValueError(f"sample_weight must have shape ({n},), one weight a node, got {given.shape}")
+            if given.min() < 0 or not given[train].any():
                 raise ValueError("sample_weight must not be negative, nor zero for all training nodes")
-        weights = weights * labels.class_weights(self.class_weight, train)
+            weights = weights * given
+        train = train[weights[train] > 0]
         return _Task(labels.codes, weights, train, validation, seed, labels.many, len(labels.classes),
                      check_float(self.dropout, "dropout", 0, 0.99), check_float(self.weight_decay, "weight_decay", 0),
                      check_int(self.patience, "patience", 0), check_int(self.max_epochs, "max_epochs", 1))
@@ -337,7 +338,7 @@ class _Labels(NamedTuple):
     def class_weights(self, given, train: np.ndarray) -> np.ndarray:
         """A weight for each node, by its class."""
         if given is None:
-            return np.float32(1)
+            return np.ones(len(self.codes), np.float32)
         if self.many:
             raise ValueError("class_weight is for one class a node; y is a table of labels")
         count = len(self.classes)
@@ -489,29 +490,26 @@ class _Rows:
             with nn.no_grad():
                 parts = [self.body(Tensor(self.store.read_batch(ids[i:i + CHUNK]))).data
                          for i in range(0, len(ids), CHUNK)]
-            return np.concatenate(parts).astype(np.float64) / self.body.length
+            return np.concatenate(parts).astype(np.float64) / self.body.length if parts else np.empty((0, 0))
 
-        def best(x, codes, weights, other, wanted):
+        def best(codes, wanted, classes):
             """Weights and bias for the C with the highest share of right answers, the smaller of equals."""
-            model, found = Logistic(x, codes, int(codes.max()) + 1, weights), (-1.0, np.empty(0))
+            model, most, found = Logistic(x, codes, classes, weights), -1.0, np.empty(0)
             for strength in STRENGTHS if len(wanted) else (1.0,):
                 model.fit(strength, 100)
-                right = np.mean(class_scores(other, model.parameters).argmax(axis=1) == wanted) if len(wanted) else 0
-                if right > found[0]:
-                    found = right, model.parameters.copy()
-            return found[1]
+                right = np.mean(class_scores(other, model.parameters).argmax(axis=1) == wanted) if len(wanted) else 0.0
+                if right > most:
+                    most, found = right, model.parameters.copy()
+            return found
 
-        sample, other = (np.sort(stream(task.seed, name).permutation(ids)[:WARM_ROWS])
-                         for name, ids in (("warm", task.train), ("warm validation", task.validation)))
-        x, validation = rows(sample), rows(other) if len(other) else np.empty((0, 0))
-        weights = task.weights[sample]
+        train, validation = (np.sort(stream(task.seed, name).permutation(ids)[:WARM_ROWS])
+                             for name, ids in (("warm", task.train), ("warm validation", task.validation)))
+        x, other, weights = rows(train), rows(validation), task.weights[train]
         if task.many:
-            solutions = [best(x, task.codes[sample, j], weights, validation, task.codes[other, j])
-                         for j in range(task.outputs)]
-            parameters = np.stack([p[:, -1] - p[:, 0] if p.shape[1] == 2 else np.zeros(len(p)) for p in solutions], 1)
+            each = [best(task.codes[train, j], task.codes[validation, j], 2) for j in range(task.outputs)]
+            parameters = np.stack([pair[:, 1] - pair[:, 0] for pair in each], axis=1)
         else:
-            parameters = best(x, task.codes[sample], weights, validation, task.codes[other])
-            parameters = np.pad(parameters, ((0, 0), (0, task.outputs - parameters.shape[1])))
+            parameters = best(task.codes[train], task.codes[validation], task.outputs)
         head.weight.data[...] = parameters[:-1] / self.body.length
         head.bias.data[...] = parameters[-1]
 

@@ -9,14 +9,20 @@ from scipy import sparse
 from gnncy._check import check_choice, check_float, check_ids, check_int
 from gnncy._random import seed_from, stream
 from gnncy._threads import working_threads
+from gnncy.evaluate.links import roc_auc
 from gnncy.evaluate.metrics import Scores, accuracy, check_labels, macro_f1
 from gnncy.evaluate.rows import ROWS, as_source, take_rows
 from gnncy.optim.logistic import Logistic, class_scores
 
+METRICS = ("accuracy", "macro_f1", "roc_auc")
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What :func:`linear_probe` found: scores on the test nodes, the chosen ``C`` and its validation accuracy."""
+    """What :func:`linear_probe` found: scores on the test nodes, the chosen ``C`` and its validation accuracy.
+
+    ``roc_auc`` is nan unless there are two classes and the test nodes are of both.
+    """
 
     accuracy: float
     macro_f1: float
@@ -24,6 +30,7 @@ class ProbeResult:
     val_accuracy: float
     n_classes: int
     predictions: np.ndarray = field(repr=False)
+    roc_auc: float = float("nan")
 
 
 def split_parts(split, labels, seed):
@@ -56,14 +63,15 @@ def split_parts(split, labels, seed):
 
 
 def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normalize: str | None = "l2",
-                 max_iter: int = 100, random_state=0, n_jobs: int | None = None) -> ProbeResult:
+                 max_iter: int = 100, metric: str = "accuracy", random_state=0,
+                 n_jobs: int | None = None) -> ProbeResult:
     r"""Accuracy of logistic regression on frozen embeddings, the usual measure of unsupervised ones.
 
     Minimises, over the training nodes,
 
     .. math:: C \sum_i -\log \operatorname{softmax}(x_i W + b)_{y_i} + \tfrac12 \|W\|^2
 
-    for the values of ``C`` in ascending order, each starting from the last solution, until the accuracy on the
+    for the values of ``C`` in ascending order, each starting from the last solution, until the score of the
     validation nodes falls. The model with the best of them is scored on the test nodes.
 
     Parameters
@@ -84,6 +92,8 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
         Scale rows to unit length first.
     max_iter : int
         Newton steps for each ``C``.
+    metric : {"accuracy", "macro_f1", "roc_auc"}
+        The validation nodes' score by which ``C`` is chosen; ``"roc_auc"`` is for two classes.
     random_state : int, None or numpy Generator
         Draws the split where none is given.
     n_jobs : int or None
@@ -92,8 +102,8 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
     Returns
     -------
     ProbeResult
-        ``accuracy``, ``macro_f1``, ``C``, ``val_accuracy``, ``n_classes``, and ``predictions`` of the test nodes, in
-        their order.
+        ``accuracy``, ``macro_f1``, ``roc_auc``, ``C``, ``val_accuracy``, ``n_classes``, and ``predictions`` of the test
+        nodes, in their order.
 
     Raises
     ------
@@ -134,6 +144,7 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
     if not strengths:
         raise ValueError("C is empty; give one value or several")
     max_iter = check_int(max_iter, "max_iter", 1)
+    check_choice(metric, "metric", METRICS)
     if normalize is not None:
         check_choice(normalize, "normalize", ("l2",))
     train, val, test = split_parts(split, labels, seed_from(random_state))
@@ -143,6 +154,9 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
     classes, codes = np.unique(labels[train], return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"all {len(train)} training nodes have label {classes[0]!r}; two classes are needed")
+    if metric == "roc_auc" and (len(classes) > 2 or len(np.unique(labels[val])) != 2):
+        raise ValueError(f"metric='roc_auc' needs two classes among the training and the validation nodes, there are "
+                         f"{len(classes)} and {len(np.unique(labels[val]))}")
 
     with working_threads(n_jobs):
         rows, val_rows = take_rows(embedding, train, normalize), take_rows(embedding, val, normalize)
@@ -151,21 +165,39 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
             used = np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1]))
             rows, val_rows = rows[:, used], val_rows[:, used]
         model = Logistic(rows, codes, len(classes))
-        best, val_accuracy, chosen = np.empty(0), -1.0, 0.0
+        best, most, val_accuracy, chosen = np.empty(0), -1.0, 0.0, 0.0
         for strength in strengths:
             model.fit(strength, max_iter)
-            score = float(np.mean(classes[class_scores(val_rows, model.parameters).argmax(axis=1)] == labels[val]))
-            if score < val_accuracy:
+            found = class_scores(val_rows, model.parameters)
+            predicted = classes[found.argmax(axis=1)]
+            right = float(np.mean(predicted == labels[val]))
+            if metric == "accuracy":
+                score = right
+            elif metric == "macro_f1":
+                score = macro_f1(labels[val], predicted)
+            else:
+                score = _auc(labels[val], classes, found)
+            if score < most:
                 break
-            if score > val_accuracy:
-                best, val_accuracy, chosen = model.parameters.copy(), score, strength
+            if score > most:
+                best, most, val_accuracy, chosen = model.parameters.copy(), score, right, strength
         del model, rows, val_rows
         predictions = np.empty(len(test), labels.dtype)
+        margins = np.empty((len(test), 2 if len(classes) == 2 else 0))
         for start in range(0, len(test), ROWS):
             block = take_rows(embedding, test[start:start + ROWS], normalize)[:, used]
-            predictions[start:start + ROWS] = classes[class_scores(block, best).argmax(axis=1)]
+            found = class_scores(block, best)
+            predictions[start:start + ROWS] = classes[found.argmax(axis=1)]
+            margins[start:start + ROWS] = found[:, :margins.shape[1]]
     return ProbeResult(accuracy(labels[test], predictions), macro_f1(labels[test], predictions), chosen, val_accuracy,
-                       len(classes), predictions)
+                       len(classes), predictions, _auc(labels[test], classes, margins))
+
+
+def _auc(labels, classes, scores) -> float:
+    """ROC AUC of the second of two classes; nan where it has no meaning."""
+    if len(classes) != 2 or not np.array_equal(np.unique(labels), classes):
+        return float("nan")
+    return roc_auc(labels == classes[1], scores[:, 1] - scores[:, 0])
 
 
 def majority_baseline(labels, split=None, *, random_state=0) -> Scores:

@@ -30,6 +30,8 @@ class Logistic:
         self.parameters[-1] = np.log(np.maximum(share / share.sum(), 1e-12))
         self._forward(1.0)
         self.first = np.linalg.norm(self._gradient(1.0))  # at W = 0 the gradient is in proportion to C
+        if self.first <= 1e-9 * self.weights.sum():  # one class only, or rows that tell nothing
+            self.first = 0.0
 
     def fit(self, C: float, max_iter: int, tolerance: float = 1e-3) -> None:
         """Go on from the parameters as they are until the gradient is ``tolerance`` of that at the first ones."""

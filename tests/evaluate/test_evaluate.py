@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from gnncy.datasets import make_sbm
-from gnncy.evaluate import accuracy, embedding_health, linear_probe, macro_f1, majority_baseline
+from gnncy.evaluate import CollapseWarning, accuracy, embedding_health, linear_probe, macro_f1, majority_baseline
 from gnncy.optim.logistic import Logistic
 
 
@@ -260,16 +260,19 @@ def test_health_tells_spread_from_collapse(monkeypatch):
     spread = rng.normal(size=(3000, 20))
     healthy = embedding_health(spread)
     assert healthy.effective_rank > 19.5 and healthy.uniformity < -3 and healthy.dead_columns == 0
-    line = embedding_health(np.outer(rng.normal(size=3000), np.ones(20)))
+    assert not healthy.collapsed
+    with pytest.warns(CollapseWarning, match="effective rank 1.00 of 20"):
+        line = embedding_health(np.outer(rng.normal(size=3000), np.ones(20)))
     assert line.effective_rank == pytest.approx(1, abs=1e-4)
     spread[:, :5] = 7.0
     assert embedding_health(spread).dead_columns == 0.25
-    point = embedding_health(np.ones((100, 4)))
+    with pytest.warns(CollapseWarning, match=r"uniformity (-)?0\.00"):
+        point = embedding_health(np.ones((100, 4)))
     assert point.uniformity == pytest.approx(0) and point.dead_columns == 1
     monkeypatch.setattr("gnncy.evaluate.health.ROWS", 128)
     blocks = embedding_health(Store(spread))
     monkeypatch.setattr("gnncy.evaluate.health.ROWS", 8192)
-    assert np.allclose(blocks, embedding_health(sparse.csr_array(spread)))
+    assert np.allclose(blocks, embedding_health(sparse.csr_array(spread)), equal_nan=True)
 
 
 def test_health_matches_its_formulas():
