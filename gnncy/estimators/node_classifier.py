@@ -212,7 +212,8 @@ class NodeClassifier(Estimator):
         y = np.asarray(y)
         if y.shape != predicted.shape:
             raise ValueError(f"y must have shape {predicted.shape}, one entry for each node of X, got {y.shape}")
-        known = ~_unlabelled(y)
+        missing = _unlabelled(y)
+        known = ~(missing.any(axis=1) if y.ndim == 2 else missing)
         right = predicted[known] == y[known]
         if not right.size:
             raise ValueError("y has no labels (all are -1 or nan): there is nothing to score")
