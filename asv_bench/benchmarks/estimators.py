@@ -1,7 +1,9 @@
-"""GraphEncoder on a block model: time and memory of a fit, and the accuracy that a faster one must not lose."""
-from gnncy import GraphEncoder
-from gnncy.datasets import make_sbm
-from gnncy.evaluate import linear_probe
+"""Estimators on a block model: time and memory of a fit, and the accuracy that a faster one must not lose."""
+import numpy as np
+
+from gnncy import GraphEncoder, LinkPredictor, NodeClassifier
+from gnncy.datasets import make_sbm, split_edges
+from gnncy.evaluate import link_scores, linear_probe
 
 from . import sized
 
@@ -40,3 +42,47 @@ class Transform:
 
     def time_transform(self, encoder):
         self.encoder.transform(self.data.adjacency, features=self.data.features)
+
+
+class Classify:
+    params = [["propagate", "sage"]]
+    param_names = ["encoder"]
+    timeout = 300
+
+    def setup(self, encoder):
+        self.data = make_sbm(sized(20_000, 1_000), 8, homophily=0.5, n_features=32, feature_noise=3.0)
+        self.labels = np.where(np.arange(self.data.n_nodes) % 5 == 0, self.data.labels, -1)
+        self.model = NodeClassifier(32, encoder=encoder, n_neighbors=(10, 5), hidden=64, max_epochs=sized(5, 1),
+                                    n_jobs=-1, random_state=0)
+
+    def fit(self):
+        return self.model.fit(self.data.adjacency, self.labels, features=self.data.features)
+
+    def time_fit(self, encoder):
+        self.fit()
+
+    def peakmem_fit(self, encoder):
+        self.fit()
+
+    def track_accuracy(self, encoder):
+        unseen = self.labels < 0
+        return (self.fit().transduction_ == self.data.labels)[unseen].mean()
+
+
+class Links:
+    timeout = 300
+
+    def setup(self):
+        self.data = make_sbm(sized(20_000, 1_000), 8, n_features=32)
+        self.split = split_edges(self.data.adjacency)
+        self.model = LinkPredictor(n_jobs=-1, random_state=0).fit(self.split.train, features=self.data.features)
+
+    def time_fit(self):
+        self.model.fit(self.split.train, features=self.data.features)
+
+    def time_predict(self):
+        self.model.decision_function(self.split.test)
+
+    def track_auc(self):
+        return link_scores(*(self.model.decision_function(pairs) for pairs in (self.split.test,
+                                                                              self.split.test_negatives))).auc

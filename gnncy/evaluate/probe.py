@@ -117,9 +117,9 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
 
     Notes
     -----
-    The minimum is that of scikit-learn's ``LogisticRegression(C=C)`` (of two classes ``C=2 * C``, as that has one vector
-    of weights where this has two), found by a Newton method that needs some ten
-    matrices of d by the number of classes. Published figures are comparable only under one protocol: the same split,
+    The minimum is that of scikit-learn's ``LogisticRegression(C=C)`` (of two classes that of twice the ``C``, as that
+    has one vector of weights where this has two), found by a Newton method that needs some ten matrices of d by the
+    number of classes. Published figures are comparable only under one protocol: the same split,
     classifier, normalisation and choice of ``C``. Look at macro-F1 where classes are unequal.
 
     References

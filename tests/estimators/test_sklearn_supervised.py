@@ -29,11 +29,11 @@ EXPECTED = {
         "check_sample_weight_equivalence_on_dense_data": "a node of weight 0 is still a neighbour of others",
     },
     "LinkPredictor": {name: PAIRS for name in (
-        "check_estimators_dtypes", "check_estimators_fit_returns_self", "check_dict_unchanged",
-        "check_estimators_pickle", "check_estimators_nan_inf", "check_f_contiguous_array_estimator",
-        "check_fit2d_predict1d", "check_fit_idempotent", "check_fit_check_is_fitted", "check_estimators_unfitted",
-        "check_methods_sample_order_invariance", "check_methods_subset_invariance", "check_n_features_in_after_fitting",
-        "check_pipeline_consistency", "check_readonly_memmap_input", "check_estimators_overwrite_params",
+        "check_fit_score_takes_y", "check_n_features_in_after_fitting", "check_estimators_dtypes",
+        "check_pipeline_consistency", "check_estimators_nan_inf", "check_estimator_sparse_array",
+        "check_estimator_sparse_matrix", "check_estimators_pickle", "check_f_contiguous_array_estimator",
+        "check_methods_sample_order_invariance", "check_methods_subset_invariance", "check_dict_unchanged",
+        "check_fit_idempotent", "check_fit2d_predict1d",
     )} | {"check_dtype_object": "arrays of objects are refused, not converted"},
 }
 
