@@ -3,7 +3,7 @@ import numpy as np
 
 from gnncy import GraphEncoder, LinkPredictor, NodeClassifier
 from gnncy.datasets import make_sbm, split_edges
-from gnncy.evaluate import link_scores, linear_probe
+from gnncy.evaluate import linear_probe, link_scores
 
 from . import sized
 

@@ -100,7 +100,7 @@ def split_edges(adjacency, val: float = 0.05, test: float = 0.10, *, connected: 
     stays = ~np.isin(arc, np.concatenate(parts))
     train = csr_array(coo_array((adjacency.data[stays], (row[stays], col[stays])), shape=adjacency.shape))
     negatives = sample_non_edges(adjacency, len(pairs[0]) + len(pairs[1]), random_state=seed)
-    return EdgeSplit(as_csr(train), *pairs, negatives[:len(pairs[0])], negatives[len(pairs[0]):])
+    return EdgeSplit(as_csr(train), pairs[0], pairs[1], negatives[:len(pairs[0])], negatives[len(pairs[0]):])
 
 
 def sample_non_edges(adjacency, count: int, *, random_state=0) -> np.ndarray:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array, csr_array, triu
@@ -224,7 +225,7 @@ class LinkPredictor(Estimator):
 
     @staticmethod
     def _plan(runs, graph, inputs):
-        plan = None
+        plan: Any = None
         for run, source in zip(runs[-len(inputs):], inputs, strict=True):
             own = run._plan(run._new_encoder(0, graph.shape[0]), graph, graph if source is None else source)
             stages = {stage: parts | {"graphs": 24 * graph.nnz} for stage, parts in own.stages.items()

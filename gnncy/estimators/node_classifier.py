@@ -104,6 +104,7 @@ class NodeClassifier(Estimator):
     """
 
     _start_up: int | None = None
+    embedding_: np.ndarray
 
     def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=256, reduced_width=256,
                  dropout=0.5, learning_rate=1e-3, weight_decay=1e-4, batch_size=1024, max_epochs=100, patience=20,
@@ -203,10 +204,11 @@ class NodeClassifier(Estimator):
 
         Parameters
         ----------
-        X, features : as in :meth:`predict`
+        X : sparse array or matrix, shape (m, m)
         y : array_like
             As in :meth:`fit`; nodes with -1 or nan do not count. Of a table all entries of a node must be right.
         sample_weight : array_like, optional
+        features : as in :meth:`fit`
         """
         predicted = self.predict(X, features=features)
         y = np.asarray(y)
@@ -234,7 +236,8 @@ class NodeClassifier(Estimator):
         out = np.empty((len(embedding), head.weight.shape[1]))
         for start in range(0, len(out), CHUNK):
             rows = np.ascontiguousarray(embedding[start:start + CHUNK], np.float32)
-            scores = matmul(rows, head.weight.data) + head.bias.data
+            scores = matmul(rows, head.weight.data)
+            scores += head.bias.data
             out[start:start + CHUNK] = _sigmoid(scores) if self._many else _softmax(scores)
         return out
 
@@ -307,7 +310,7 @@ class _Labels(NamedTuple):
         if y.dtype.kind not in "biufUS":
             raise ValueError(f"Unknown label type: y must be integers or strings, got dtype {y.dtype}")
         missing = _unlabelled(y)
-        known = ~(missing.any(axis=1) if y.ndim == 2 else missing)
+        known = np.asarray(~(missing.any(axis=1) if y.ndim == 2 else missing))
         if not known.any():
             raise ValueError("y has no labels: all are -1 or nan")
         if y.dtype.kind == "f":
@@ -409,6 +412,9 @@ class _Task:
 
 class _SupervisedEncoder(GraphEncoder):
     """The run of :class:`GraphEncoder` with another training in its middle."""
+
+    _task: Any
+    head_: Any
 
     @classmethod
     def of(cls, classifier: NodeClassifier, task: _Task | None, seed: int) -> "_SupervisedEncoder":

@@ -15,7 +15,15 @@ RANK, UNIFORMITY = 1.5, -0.1  # of a collapsed embedding
 
 
 class CollapseWarning(UserWarning):
-    """An embedding says (nearly) the same of all nodes."""
+    """An embedding says (nearly) the same of all nodes.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from gnncy.evaluate import CollapseWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", CollapseWarning)  # to stop where it comes
+    """
 
 
 class EmbeddingHealth(NamedTuple):

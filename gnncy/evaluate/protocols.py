@@ -140,10 +140,12 @@ def run_protocol(embedding, labels, split=None, *, protocol: str | None = None, 
         An array on a public split is one run, whatever is asked: all would be the same.
     metric : {"accuracy", "macro_f1", "roc_auc"}
         By which ``C`` is chosen, and what ``mean`` and ``std`` are of.
-    C, n_jobs : optional
+    C : float or sequence of float
         As in :func:`linear_probe`.
     random_state : int, None or numpy Generator
         Draws the splits: run i gets the same one for any method.
+    n_jobs : int or None
+        Threads. The result does not depend on them.
 
     Returns
     -------

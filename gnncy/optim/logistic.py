@@ -29,7 +29,7 @@ class Logistic:
         # The best constant guess is the logarithm of the classes' shares.
         self.parameters[-1] = np.log(np.maximum(share / share.sum(), 1e-12))
         self._forward(1.0)
-        self.first = np.linalg.norm(self._gradient(1.0))  # at W = 0 the gradient is in proportion to C
+        self.first = float(np.linalg.norm(self._gradient(1.0)))  # at W = 0 the gradient is in proportion to C
         if self.first <= 1e-9 * self.weights.sum():  # one class only, or rows that tell nothing
             self.first = 0.0
 
