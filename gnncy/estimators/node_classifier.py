@@ -424,6 +424,14 @@ class _SupervisedEncoder(GraphEncoder):
         model._task, model._start_up = task, classifier._start_up
         return model
 
+    def _plan(self, encoder, adjacency, features):
+        plan, n = super()._plan(encoder, adjacency, features), adjacency.shape[0]
+        outputs = 2 if self._task is None else self._task.outputs
+        plan.stages["first solution"] = {  # float32 and float64, of training and of validation nodes
+            "graph": 12 * adjacency.nnz + 16 * n,
+            "rows": min(n, WARM_ROWS) * (2 * 12 * self.n_components + 5 * 8 * outputs)}
+        return plan
+
     def _fingerprint(self, *arguments) -> dict:
         return super()._fingerprint(*arguments) | {"task": self._task.fingerprint()}
 
