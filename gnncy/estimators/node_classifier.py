@@ -14,8 +14,9 @@ from gnncy._linalg import matmul
 from gnncy._random import derive, seed_from, stream
 from gnncy._threads import working_threads
 from gnncy.estimators.base import Estimator
+from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
 from gnncy.estimators.graph_encoder import GraphEncoder
-from gnncy.estimators.sage import SageEncoder
+from gnncy.estimators.sage import SampledEncoder
 from gnncy.estimators.smoothed import _principal_directions as principal_directions
 from gnncy.graph import NeighborSampler
 from gnncy.nn import Tensor, ops
@@ -42,10 +43,10 @@ class NodeClassifier(Estimator):
     ----------
     n_components : int, default 128
         Columns of the embedding from which a linear layer tells the classes.
-    encoder : {"propagate", "sage"}, default "propagate"
+    encoder : {"propagate", "mlp", "sage", "gcn", "gat"}, default "propagate"
         See :class:`GraphEncoder`.
     n_neighbors : tuple of int, default (15, 10)
-        Fan-outs of ``"sage"``.
+        Fan-outs of ``"sage"``, ``"gcn"`` and ``"gat"``.
     hidden, reduced_width : int, default 256
         See :class:`GraphEncoder`.
     dropout : float, default 0.5
@@ -435,13 +436,12 @@ class _SupervisedEncoder(GraphEncoder):
     def _fingerprint(self, *arguments) -> dict:
         return super()._fingerprint(*arguments) | {"task": self._task.fingerprint()}
 
-    def _train(self, encoder, adjacency, store, folder, run, plan) -> None:
+    def _train(self, encoder, adjacency, store, folder, run, plan, *_) -> None:
         task = self._task
         if len(task.codes) != adjacency.shape[0]:
             raise ValueError(f"y must have one label per node: X has {adjacency.shape[0]} nodes, y {len(task.codes)} "
                              "entries (inconsistent numbers of samples)")
-        encoder.build(store)
-        sampled = isinstance(encoder, SageEncoder)
+        sampled = isinstance(encoder, SampledEncoder)
         source = (_Neighborhoods if sampled else _Rows)(encoder, adjacency, store, task.dropout)
         self.head_ = nn.Linear(self.n_components, task.outputs, rng=stream(encoder.seed, "head"))
         self.head_.weight.data[...] = 0
@@ -486,7 +486,7 @@ class _Rows:
         k = max(encoder.n_components, min(PRINCIPAL, store.shape[1]))
         directions = principal_directions(store, k, encoder.seed)
         self.body = _PrincipalMLP(directions, encoder.hidden, encoder.n_components, stream(encoder.seed, "body"))
-        encoder.model_ = nn.Projected(self.body, encoder.model_.head)
+        encoder.model_ = nn.Projected(self.body, nn.Sequential())
         self.store, self.dropout, self.columns = store, dropout, store.shape[1]
 
     def least_buffer(self, batch_size: int) -> int:
@@ -564,8 +564,10 @@ class _Neighborhoods:
     """Sampled neighbourhoods of nodes and their features."""
 
     def __init__(self, encoder, adjacency, store, dropout: float) -> None:
-        self.body, self.layers, self.dropout = encoder.model_, encoder.convolutions_, dropout
-        self.sampler = NeighborSampler(adjacency, encoder.n_neighbors, seed=derive(encoder.seed, "sample"))
+        self.body, self.scale, self.dropout = encoder.model_.encoder, encoder.scale_, dropout
+        self.convolution = CONVOLUTIONS[encoder.conv](adjacency)
+        self.sampler = NeighborSampler(self.convolution.graph, encoder.n_neighbors, seed=derive(encoder.seed, "sample"),
+                                       weighted=self.convolution.weighted)
         self._least = encoder.least_buffer(adjacency, store.shape[1], store.dtype.itemsize)
 
     def least_buffer(self, batch_size: int) -> int:
@@ -579,13 +581,11 @@ class _Neighborhoods:
         return _Seeds(ids, self.sampler.sample(ids, epoch=epoch, batch=number))
 
     def encode(self, batch, key: int | None) -> tuple[np.ndarray, Tensor]:
-        x = Tensor(np.asarray(batch.features, np.float32))
-        for i, (layer, block) in enumerate(zip(self.layers, batch.batch.sample.blocks, strict=True)):
+        x, sample = Tensor(np.asarray(batch.features, np.float32) * self.scale), batch.batch.sample
+        for i, (layer, block) in enumerate(zip(self.body.layers, sample.blocks, strict=True)):
             if key is not None:
                 x = nn.dropout(x, self.dropout, key=derive(key, "dropout", i))
-            x = layer(block, x)
-            if i < len(self.layers) - 1:
-                x = nn.relu(x)
+            x = layer(self.convolution.hear(block, sample.nodes), x if i == 0 else nn.relu(x))
         return batch.batch.ids, x
 
 

@@ -229,3 +229,13 @@ def test_a_killed_run_resumes_to_the_same_bits(encoder, tmp_path):
         process.wait()
     subprocess.run(command(tmp_path / "cut"), check=True)
     assert (tmp_path / "cut" / "embedding.npy").read_bytes() == (tmp_path / "whole" / "embedding.npy").read_bytes()
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "gcn", "gat"])
+def test_the_other_encoders(encoder):
+    data = gnncy.datasets.make_sbm(300, 3, n_features=16, seed=0)
+    y = np.where(np.arange(300) < 100, data.labels, -1)
+    model = gnncy.NodeClassifier(16, encoder=encoder, n_neighbors=(5, 5), learning_rate=1e-2, max_epochs=20,
+                                 random_state=0)
+    model.fit(data.adjacency, y, features=data.features)
+    assert np.mean(model.transduction_[100:] == data.labels[100:]) > 0.6
