@@ -116,7 +116,7 @@ class FeatureStorage:
         self.stats = IOStatistics()
         self._writer = os.getpid() if mode == "r+" else 0
         self._dirty = False
-        self._attaching, self._writing = threading.Lock(), threading.Lock()
+        self._attaching, self._writing = threading.Lock(), threading.RLock()
         self._attach()
 
     def _attach(self) -> None:
@@ -184,7 +184,7 @@ class FeatureStorage:
                                f"it with FeatureStorage.from_array(np.load(path, mmap_mode='r'), new_path)")
 
     @classmethod
-    def _writing(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
+    def _new_file(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
         return writing(path, shape, dtype, order, overwrite)
 
     @classmethod
@@ -234,7 +234,7 @@ class FeatureStorage:
             If the disk is full, or the file to replace is open for writing.
         """
         shape = (check_int(n_nodes, "n_nodes", 1), check_int(dim, "dim", 1))
-        with cls._writing(path, shape, dtype, order, overwrite):
+        with cls._new_file(path, shape, dtype, order, overwrite):
             pass
         return cls(path, "r+")
 
@@ -277,7 +277,7 @@ class FeatureStorage:
         if chunk_rows is None and order is not None:
             # So that the parts of a large file's tiles in a chunk do not become small writes.
             step = max(step, math.isqrt(shape[0] * GOOD_RUN // (shape[1] * np.dtype(dtype).itemsize)))
-        with cls._writing(path, shape, dtype, order, overwrite) as writer:
+        with cls._new_file(path, shape, dtype, order, overwrite) as writer:
             given = writer.order
             if given is None or _in_memory(array):
                 for start in range(0, shape[0], step):
@@ -311,7 +311,7 @@ class FeatureStorage:
         """
         _check_shape(shape, "shape")
         shape = check_int(shape[0], "shape", 1), check_int(shape[1], "shape", 1)
-        with cls._writing(path, shape, dtype, order, overwrite) as writer:
+        with cls._new_file(path, shape, dtype, order, overwrite) as writer:
             start = 0
             for block in blocks:
                 start += writer.append(start, block)
@@ -622,8 +622,11 @@ class FeatureStorage:
         rows = rows if hasattr(rows, "shape") else np.asarray(rows)
         if len(rows.shape) != 2 or rows.shape[1] != self.dim:
             raise ValueError(f"rows must have shape (k, {self.dim}), got {tuple(rows.shape)}")
-        n, more = self.n_nodes, int(rows.shape[0])
-        if more:
+        more = int(rows.shape[0])
+        with self._writing:
+            n = self.n_nodes
+            if more == 0:
+                return np.arange(n, n)
             self.flush()
             file, step = self._opened(), _chunk_rows(chunk_rows, self.dim, self.file_dtype)
             table = (checksums.load_table(table_file(self.path), self.nbytes) if self._summed

@@ -67,7 +67,7 @@ class QuantizedFeatureStorage(FeatureStorage):
         return cls(path) if is_quantized(path) else FeatureStorage(path)
 
     @classmethod
-    def _writing(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
+    def _new_file(cls, path, shape: tuple[int, int], dtype, order, overwrite: bool):
         return writing(path, (shape[0], shape[1] + _SCALE), np.int8, order, overwrite, encode=cls._encode)
 
     @staticmethod
