@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from gnncy import _memory
 from gnncy._random import derive, mix64
 from gnncy._threads import working_threads
-from gnncy.datasets import ingest_edges, make_rmat, read_graph, write_rmat
+from gnncy.datasets import ingest_edges, make_rmat, make_sbm, read_graph, write_rmat
 from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
 from gnncy.graph import NeighborSampler, as_csr, degrees, inclusion_probabilities
 from gnncy.storage import ColdTierLoader, FeatureStorage, GraphStorage, StorageSampler
@@ -638,3 +638,10 @@ def test_a_loader_takes_a_graph_on_disk(tmp_path, plan):
                 assert np.array_equal(a.features, b.features) and a.batch_index == b.batch_index
         last = list(ours.epoch(1, 9))
         assert len(last) == ours.n_batches - 9 and last[-1].batch_index == ours.n_batches - 1
+
+
+def test_a_loader_says_which_part_of_its_limit_is_for_sampling(tmp_path):
+    data = make_sbm(20_000, 3, n_features=4, degree=40.0, seed=0)
+    with GraphStorage.create(tmp_path / "graph", data.adjacency) as graph, \
+            pytest.raises(MemoryLimitError, match="of memory_limit=40 MB a part of 8 MB is for sampling"):
+        ColdTierLoader(data.features, graph, np.arange(20_000), fanouts=(20, 20), batch_size=2000, memory_limit="40MB")

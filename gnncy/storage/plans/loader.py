@@ -175,7 +175,13 @@ class ColdTierLoader:
         path = getattr(self.storage, "path", None)
         if disk is None:
             disk = DEFAULT if path is None else measure(path)
-        probes, seconds = self._probe() if probes is None else _timed(probes)
+        try:
+            probes, seconds = self._probe() if probes is None else _timed(probes)
+        except MemoryLimitError as error:
+            if not on_disk:
+                raise
+            raise MemoryLimitError(f"of memory_limit={format_bytes(self.memory_limit)} a part of {format_bytes(table)} "
+                                   f"is for sampling, and of that it is said: {error}") from None
         sizes = np.array([len(probe.nodes) for probe in probes])
         # The largest of b draws lies some sqrt(2 log b) standard deviations above the mean.
         spread = 1 + np.sqrt(2 * np.log(self.n_batches + 1))
