@@ -9,6 +9,7 @@ import tempfile
 import time
 import weakref
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -462,11 +463,14 @@ def _prepared(encoder, adjacency, features, work: Path, *, fit: bool):
 
 def _checksum(data) -> int:
     """CRC of a matrix's values: all of a sparse one, 64 rows spread over a dense one or a store."""
+    parts: Iterable
     if isinstance(data, csr_array):
-        parts = [data.indptr.astype(np.int64), data.indices.astype(np.int64), data.data]
+        parts = (part.astype(np.int64) if part.dtype.kind == "i" else part
+                 for array in (data.indptr, data.indices, data.data)
+                 for part in np.array_split(array, max(1, len(array) >> 18)))  # never a copy of the whole
     elif is_sparse(data):
         rows = data.read_rows(0, min(64, data.shape[0]))
-        parts = [rows.indices, rows.data]
+        parts = rows.indices, rows.data
     else:
         ids = np.unique(np.linspace(0, data.shape[0] - 1, 64).astype(np.int64))
         parts = [data.read_batch(ids) if hasattr(data, "read_batch") else np.asarray(data[ids])]
