@@ -229,6 +229,8 @@ def write_snapshot(path, arrays: Mapping[str, np.ndarray], numbers: Mapping) -> 
     for name, array in arrays.items():
         if np.asarray(array).dtype.hasobject:
             raise TypeError(f"arrays[{name!r}] holds Python objects, which are not written; use an array of numbers")
+        if "\0" in name:
+            raise ValueError(f"arrays[{name!r}]: a name ends at its first NUL in a zip file; use another")
     header = json.dumps({"format": FORMAT, "version": VERSION, "numbers": numbers, "arrays": list(arrays)})
     with _files.replacing(path) as temporary, open(temporary, "wb") as f:
         np.savez(f, **{"header": np.array(header)}, **{f"array/{k}": v for k, v in arrays.items()})  # type: ignore[arg-type]

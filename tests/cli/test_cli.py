@@ -173,7 +173,7 @@ def test_usage_errors_end_with_2_and_say_what_is_wrong(files, tmp_path, capsys, 
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["train"], ["fly"], ["train", "wordnet", "--encoder", "gat"], []])
+@pytest.mark.parametrize("arguments", [["train"], ["fly"], ["train", "wordnet", "--encoder", "transformer"], []])
 def test_argparse_s_own_errors_end_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         run(*arguments)
@@ -204,7 +204,7 @@ def test_python_m_and_version():
 @pytest.mark.slow
 def test_an_interrupt_leaves_a_good_run_behind(files, tmp_path):
     command = [sys.executable, "-m", "gnncy", "train", str(files / "graph.npz"), "--features", str(files / "x.npy"),
-               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "400"]
+               "--out", str(tmp_path / "run"), "--dim", "8", "--batch-size", "128", "--threads", "1", "--epochs", "100"]
     # A job in the background of a shell ignores interrupts, and so would what it starts.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))

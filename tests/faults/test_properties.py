@@ -154,11 +154,12 @@ def test_any_graph_is_embedded_with_the_same_bits_or_refused(graph, encoder, fea
         np.testing.assert_array_equal(model.fit_transform(matrix, features=x), found)
 
 
+keys = st.text(max_size=4).filter(lambda key: key != "$array" and "\0" not in key)
 trees = st.recursive(
     st.none() | st.booleans() | st.integers(-2**40, 2**40) | st.floats(allow_nan=False) | st.text(max_size=5)
     | st.integers(0, 4).map(lambda n: np.arange(n, dtype=np.float32)),
     lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=4).filter(lambda key: key != "$array"), inner, max_size=3), max_leaves=12)
+    | st.dictionaries(keys, inner, max_size=3), max_leaves=12)
 
 
 def same(a, b):
@@ -172,7 +173,7 @@ def same(a, b):
 
 
 @calm
-@given(st.dictionaries(st.text(max_size=4).filter(lambda key: key != "$array"), trees, max_size=4))
+@given(st.dictionaries(keys, trees, max_size=4))
 def test_any_state_comes_back_from_a_snapshot(state):
     with tempfile.TemporaryDirectory() as folder:
         write_snapshot(Path(folder) / "s.npz", *pack_state(state))

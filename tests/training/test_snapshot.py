@@ -176,3 +176,9 @@ def test_pickles_are_not_read(tmp_path):
     np.savez(tmp_path / "x.npz", header=np.array([{"a": 1}], dtype=object))
     with pytest.raises(StorageError, match="damaged or not a checkpoint"):
         read_snapshot(tmp_path / "x.npz")
+
+
+def test_a_name_that_a_zip_file_would_cut_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="NUL"):
+        write_snapshot(tmp_path / "s.npz", {"a\0b": np.zeros(1)}, {})
+    assert not list(tmp_path.iterdir())
