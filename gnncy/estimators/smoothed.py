@@ -1,7 +1,6 @@
 """The ``propagate`` encoder: features smoothed over the graph once, out of core, then an encoder of single rows."""
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array
@@ -10,7 +9,8 @@ from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.graph import as_csr, degrees, normalize, spmm
+from gnncy.estimators.signals import DISASSORTATIVE, STRUCTURE, degree_assortativity, row_lengths, structure
+from gnncy.graph import as_csr, degrees, is_symmetric, normalize, undirected
 from gnncy.losses import drop_blocks, info_nce
 from gnncy.nn import Tensor
 from gnncy.storage import FeatureStorage, HyperbatchIterator
@@ -20,10 +20,10 @@ from gnncy.storage.passes import (
     Diffusion,
     FeatureReducer,
     chunk_rows,
-    diffuse_tiles,
     fixed_signs,
     is_sparse,
     iter_nodes,
+    propagate,
     reduced_tiles,
     unit_rows,
 )
@@ -37,7 +37,10 @@ BLOCKS = ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alph
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
-CHOICE_SAMPLE = 2000  # nodes from which the propagation is chosen
+STRUCTURE_SHARE = 0.01  # of a row's squared length, on the mean
+STRUCTURE_COLUMNS = 0.125  # of the embedding's columns, at most, are for the structure
+FILL_SCALE = 10.0  # of the perceptron's first weights in columns that have no linear part
+STRUCTURE_SPREAD = 0.1  # least standard deviation that a structural column is divided by
 SAMPLE = 65_536  # rows from which the principal directions are computed
 
 
@@ -47,10 +50,6 @@ class SmoothedEncoder:
     The weights of the linear path start at the principal directions of the smoothed rows, so that training
     starts from what a careful user would compute without it.
     """
-
-    blocks: tuple[tuple[Diffusion, float], ...] = BLOCKS
-    model_: Any
-    basis_diffusion: Diffusion | None = BASIS_DIFFUSION
 
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
                  batch_size: int, seed: int) -> None:
@@ -62,7 +61,8 @@ class SmoothedEncoder:
         (n, d), nnz, sparse = features.shape, adjacency.nnz, is_sparse(features)
         width = self._reduced_width(n, d, sparse)
         columns = self.store_columns(n, d, sparse)
-        graph = {"graph": 12 * nnz + 16 * n, "propagation matrix": 8 * nnz + 8 * n}
+        both_ways = 0 if is_symmetric(adjacency) else 16 * nnz
+        graph = {"graph": 12 * nnz + 16 * n + both_ways, "propagation matrix": max(8 * nnz, both_ways) + 8 * n}
         chunk = {"chunk of rows": 4 * 4 * CHUNK}
         k = self.n_components
         weights = columns * (k + self.hidden) + self.hidden * (k + 1) + 4 * k * k + 3 * k
@@ -88,7 +88,7 @@ class SmoothedEncoder:
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
-        return len(self.blocks) * self._reduced_width(n, d, sparse)
+        return len(BLOCKS) * self._reduced_width(n, d, sparse) + STRUCTURE
 
     def _reduces(self, d: int, sparse: bool) -> bool:
         return sparse or d > self.width
@@ -97,22 +97,24 @@ class SmoothedEncoder:
         return min(self.width, n, d) if self._reduces(d, sparse) else d
 
     def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool) -> FeatureStorage:
-        """The store of smoothed rows, ``n x (4 width)``, kept in ``work``; resumes where a stage is whole.
+        """The store of smoothed rows, kept in ``work``; resumes where a stage is whole.
 
-        What later graphs need as well lies beside ``work``: the basis, the centre, the choice of propagation.
+        What later graphs need as well lies beside ``work``: the basis, the centres, the choice of propagation.
         """
         path, state = work / "smoothed.npy", work.parent / "smoothing.npz"
+        both_ways = adjacency if is_symmetric(adjacency) else undirected(adjacency)
         if not fit:
-            self._smooth(adjacency, features, work, path, fit=False)
+            self._smooth(adjacency, both_ways, features, work, path, fit=False)
             return FeatureStorage.open(path)
-        self._fit_reducer(adjacency, features, work)
+        self._fit_reducer(both_ways, features, work)
         if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
                 self.centre_, self.propagation_ = there["centre"], str(there["propagation"])
+                self.structure_ = there["structure"]
         else:
-            self._smooth(adjacency, features, work, path, fit=True)
+            self._smooth(adjacency, both_ways, features, work, path, fit=True)
             with replacing(state) as temporary, open(temporary, "wb") as f:
-                np.savez(f, centre=self.centre_, propagation=np.array(self.propagation_))
+                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_))
         if self.reducer_ is not None:
             self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
         _memory.trim()
@@ -128,37 +130,47 @@ class SmoothedEncoder:
         self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
         if not self.reducer_.load(work.parent, d):
             log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), self.basis_diffusion, work)
+            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, work)
             self.reducer_.save(work.parent)
             _memory.trim()
 
-    def _smooth(self, adjacency, features, folder: Path, path: Path, *, fit: bool) -> None:
-        """Write the store: blocks side by side, each centred and of its own length in every row."""
+    def _smooth(self, adjacency, both_ways, features, folder: Path, path: Path, *, fit: bool) -> None:
+        """Write the store: blocks side by side, each centred and of its own length in every row, then structure."""
+        if fit:
+            assortativity = degree_assortativity(both_ways)
+            self.propagation_ = "hubs" if assortativity < DISASSORTATIVE else "even"
+            log.info("degree assortativity %.2f: smoothing %s", assortativity, self.propagation_)
         with reduced_tiles(features, self.reducer_, folder) as source:
-            if fit:
-                self.propagation_ = _choose_propagation(adjacency, source, self.seed)
-            log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, len(self.blocks),
-                     source.shape[1])
-            matrix = propagation_matrix(adjacency, self.propagation_)
-            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.blocks], folder)
+            log.info("smoothing over the graph: %d blocks of %d columns", len(BLOCKS), source.shape[1])
+            matrix = propagation_matrix(both_ways, self.propagation_)
+            blocks = propagate(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
+        del matrix
+        place = structure(adjacency, both_ways, row_lengths(features))
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
+            self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
+                                        np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)])
         n, width = blocks[0].shape
-        lengths = np.array([length for _, length in self.blocks])
-        lengths *= np.sqrt(len(self.blocks) * width / (lengths**2).sum())  # entries of a row have mean square 1
+        lengths = np.array([length for _, length in BLOCKS])
+        lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
+        place = np.clip((place - self.structure_[0]) / self.structure_[1], -4, 4)
+        place *= np.sqrt(STRUCTURE_SHARE * len(BLOCKS) * width / STRUCTURE)
+        place = place.astype(np.float32)
 
         def rows():
-            size = chunk_rows(len(self.blocks) * width)
+            columns = len(BLOCKS) * width
+            size = chunk_rows(columns)
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                chunk = np.empty((stop - start, len(self.blocks), width), np.float32)
+                chunk = np.empty((stop - start, columns + STRUCTURE), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
-                    chunk[:, b] = unit_rows(part) * np.float32(lengths[b])
-                yield chunk.reshape(stop - start, -1)
+                    chunk[:, b * width:(b + 1) * width] = unit_rows(part) * np.float32(lengths[b])
+                chunk[:, columns:] = place[start:stop]
+                yield chunk
 
-        shape = (n, len(self.blocks) * width)
-        FeatureStorage.from_blocks(path, shape, rows(), dtype=np.float32, overwrite=True).close()
+        FeatureStorage.from_blocks(path, (n, len(BLOCKS) * width + STRUCTURE), rows(), dtype=np.float32,
+                                   overwrite=True).close()
         for block in blocks:
             block.close()
         _memory.trim()
@@ -166,12 +178,14 @@ class SmoothedEncoder:
     def build(self, store: FeatureStorage) -> None:
         """The untrained encoder for a store of smoothed rows."""
         columns = store.shape[1]
-        if self.n_components > columns:
-            raise ValueError(f"n_components must be at most {columns} for these features, got {self.n_components}")
         k, rng = self.n_components, stream(self.seed, "weights")
         encoder = nn.ResidualMLP(columns, self.hidden, k, rng=rng)
-        encoder.skip.weight.data[...] = _principal_directions(store, k, self.seed)
+        directions = _principal_directions(store, k, self.seed)
+        linear = directions.shape[1]  # at most k: where rows span fewer, the other columns are the perceptron's alone
+        encoder.skip.weight.data[:, :linear] = directions
+        encoder.skip.weight.data[:, linear:] = 0
         self.model_ = nn.Projected(encoder, nn.ProjectionHead(k, 2 * k, k, rng=rng))
+        encoder.second.weight.data[:, linear:] *= FILL_SCALE
         _memory.trim()
 
     def epochs(self, adjacency: csr_array, store: FeatureStorage, *, buffer: int, prefetch: bool):
@@ -190,7 +204,7 @@ class SmoothedEncoder:
         """Full minibatches of an epoch; the rows left over come at another place in the next epoch's order."""
         return max(1, n // self.batch_size)
 
-    def step(self, batch, key: int) -> tuple:
+    def step(self, batch, key: int) -> tuple[float, int]:
         """Loss and gradients of one minibatch: two random views of the same rows are each other's positives."""
         x, count = batch.features, len(batch.features)
         views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])
@@ -199,12 +213,10 @@ class SmoothedEncoder:
         loss.backward()
         return float(loss.data), count
 
-    def embed_batch(self, batch) -> tuple[np.ndarray, Tensor]:
-        """Ids and embeddings of the nodes of one minibatch, nothing dropped."""
-        return batch.node_ids, self.model_.encoder(Tensor(batch.features))
-
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
-        kept = drop_blocks(x, x.shape[1] // len(self.blocks), self.dropout, key)
+        columns = x.shape[1] - STRUCTURE
+        kept = np.concatenate([drop_blocks(x[:, :columns], columns // len(BLOCKS), self.dropout, key), x[:, columns:]],
+                              axis=1)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
     def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
@@ -230,40 +242,6 @@ def propagation_matrix(adjacency: csr_array, kind: str) -> csr_array:
     return normalize(scaled, "row", self_loops=0.0)
 
 
-def _choose_propagation(adjacency: csr_array, source, seed: int) -> str:
-    """The propagation under which a node's neighbours tell most about its own features, no label used.
-
-    For a sample of nodes that have neighbours: the mean cosine between the node's centred features and the centred
-    mean of its neighbours' under the candidate's weights (without the node itself).
-    """
-    n = adjacency.shape[0]
-    degree = degrees(adjacency)
-    linked = np.flatnonzero(degree > 0)
-    if len(linked) == 0:
-        return next(iter(PROPAGATIONS))
-    ids = np.sort(stream(seed, "propagation").permutation(linked)[:CHOICE_SAMPLE])
-    scores = {}
-    for kind, (exponent, _) in PROPAGATIONS.items():
-        rows = adjacency[ids]
-        weights = rows.data * np.maximum(degree, 1).astype(np.float64)[rows.indices] ** -exponent
-        weights /= np.repeat(np.add.reduceat(weights, rows.indptr[:-1]), np.diff(rows.indptr))
-        rows = csr_array((weights.astype(np.float32), rows.indices, rows.indptr), shape=rows.shape)
-        dot, own, mean = (np.zeros(len(ids)) for _ in range(3))
-        x = np.empty((n, TILE), np.float32)
-        for tile in range(source.n_tiles):
-            source.read_tile(tile, x)
-            a, b = x[ids].astype(np.float64), spmm(rows, x).astype(np.float64)
-            a -= a.mean(axis=0)
-            b -= b.mean(axis=0)
-            dot += (a * b).sum(axis=1)
-            own += (a * a).sum(axis=1)
-            mean += (b * b).sum(axis=1)
-        scale = np.sqrt(own * mean)
-        scores[kind] = float(np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0).mean())
-    log.info("agreement of features with the neighbours': %s", ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
-    return max(scores, key=lambda kind: scores[kind])
-
-
 def _column_means(tiles) -> np.ndarray:
     n, d = tiles.shape
     buffer, means = np.empty((n, TILE), tiles.dtype), np.empty(tiles.n_tiles * TILE)
@@ -273,7 +251,10 @@ def _column_means(tiles) -> np.ndarray:
 
 
 def _principal_directions(store, k: int, seed: int) -> np.ndarray:
-    """Leading eigenvectors of the second moments of (a sample of) rows, ``columns x k``."""
+    """Leading eigenvectors of the second moments of (a sample of) rows, ``columns x`` at most ``k``.
+
+    The smoothed features and the structure have theirs apart, so that neither crowds out the other.
+    """
     n, columns = store.shape
     ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
     moments = np.zeros((columns, columns))
@@ -281,4 +262,17 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
     for start in range(0, len(ids), size):
         rows = store.read_batch(ids[start:start + size])
         moments += matmul(rows.T, rows)
-    return fixed_signs(np.linalg.eigh(moments)[1][:, ::-1][:, :k]).astype(np.float32)
+    first = columns - STRUCTURE
+    place = _leading(moments[first:, first:], int(STRUCTURE_COLUMNS * k))
+    smooth = _leading(moments[:first, :first], k - place.shape[1])
+    found = np.zeros((columns, smooth.shape[1] + place.shape[1]), np.float32)
+    found[:first, :smooth.shape[1]] = smooth
+    found[first:, smooth.shape[1]:] = place
+    return found
+
+
+def _leading(moments: np.ndarray, k: int) -> np.ndarray:
+    """At most ``k`` eigenvectors of the largest eigenvalues, none of an eigenvalue of 0."""
+    values, vectors = np.linalg.eigh(moments)
+    k = min(k, int((values > 1e-7 * max(values[-1], 1e-30)).sum()))
+    return fixed_signs(vectors[:, ::-1][:, :k])
