@@ -9,7 +9,15 @@ from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.estimators.signals import DISASSORTATIVE, STRUCTURE, degree_assortativity, row_lengths, structure
+from gnncy.estimators.signals import (
+    ALIKE,
+    DISASSORTATIVE,
+    STRUCTURE,
+    degree_assortativity,
+    feature_agreement,
+    row_lengths,
+    structure,
+)
 from gnncy.graph import as_csr, degrees, is_symmetric, normalize, undirected
 from gnncy.losses import drop_blocks, info_nce
 from gnncy.nn import Tensor
@@ -31,9 +39,14 @@ from gnncy.storage.passes import (
 log = logging.getLogger("gnncy")
 
 BASIS_DIFFUSION = Diffusion("appnp", 8, alpha=0.15)
-BLOCKS = ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
-          (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5))
-"""Smoothings that stand side by side in a row, widest first, and the length of each in the row."""
+SMOOTHINGS = {
+    "deep": ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
+             (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5)),
+    "shallow": tuple((Diffusion("power", hops), 1.0) for hops in range(4)),
+}
+"""Smoothings that stand side by side in a row, and the length of each in the row: ``deep`` where neighbours have
+like features, ``shallow``, every hop for itself, where they do not."""
+BLOCKS = 4
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
@@ -88,7 +101,7 @@ class SmoothedEncoder:
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
-        return len(BLOCKS) * self._reduced_width(n, d, sparse) + STRUCTURE
+        return BLOCKS * self._reduced_width(n, d, sparse) + STRUCTURE
 
     def _reduces(self, d: int, sparse: bool) -> bool:
         return sparse or d > self.width
@@ -109,12 +122,13 @@ class SmoothedEncoder:
         self._fit_reducer(both_ways, features, work)
         if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
-                self.centre_, self.propagation_ = there["centre"], str(there["propagation"])
-                self.structure_ = there["structure"]
+                self.centre_, self.structure_ = there["centre"], there["structure"]
+                self.propagation_, self.smoothing_ = str(there["propagation"]), str(there["smoothing"])
         else:
             self._smooth(adjacency, both_ways, features, work, path, fit=True)
             with replacing(state) as temporary, open(temporary, "wb") as f:
-                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_))
+                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_),
+                         smoothing=np.array(self.smoothing_))
         if self.reducer_ is not None:
             self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
         _memory.trim()
@@ -136,14 +150,18 @@ class SmoothedEncoder:
 
     def _smooth(self, adjacency, both_ways, features, folder: Path, path: Path, *, fit: bool) -> None:
         """Write the store: blocks side by side, each centred and of its own length in every row, then structure."""
-        if fit:
-            assortativity = degree_assortativity(both_ways)
-            self.propagation_ = "hubs" if assortativity < DISASSORTATIVE else "even"
-            log.info("degree assortativity %.2f: smoothing %s", assortativity, self.propagation_)
         with reduced_tiles(features, self.reducer_, folder) as source:
-            log.info("smoothing over the graph: %d blocks of %d columns", len(BLOCKS), source.shape[1])
+            if fit:
+                assortativity = degree_assortativity(both_ways)
+                agreement = feature_agreement(both_ways, source, derive(self.seed, "agreement"))
+                self.propagation_ = "hubs" if assortativity < DISASSORTATIVE else "even"
+                self.smoothing_ = "deep" if agreement > ALIKE else "shallow"
+                log.info("degree assortativity %.2f, agreement of neighbours' features %.2f", assortativity, agreement)
+            log.info("smoothing over the graph (%s, %s): %d blocks of %d columns", self.propagation_, self.smoothing_,
+                     BLOCKS, source.shape[1])
+            smoothings = SMOOTHINGS[self.smoothing_]
             matrix = propagation_matrix(both_ways, self.propagation_)
-            blocks = propagate(matrix, source, [diffusion for diffusion, _ in BLOCKS], folder)
+            blocks = propagate(matrix, source, [diffusion for diffusion, _ in smoothings], folder)
         del matrix
         place = structure(adjacency, both_ways, row_lengths(features))
         if fit:
@@ -151,14 +169,13 @@ class SmoothedEncoder:
             self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
                                         np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)])
         n, width = blocks[0].shape
-        lengths = np.array([length for _, length in BLOCKS])
-        lengths *= np.sqrt(len(BLOCKS) * width / (lengths**2).sum())  # entries of a row have mean square 1
-        place = np.clip((place - self.structure_[0]) / self.structure_[1], -4, 4)
-        place *= np.sqrt(STRUCTURE_SHARE * len(BLOCKS) * width / STRUCTURE)
-        place = place.astype(np.float32)
+        lengths = np.array([length for _, length in smoothings])
+        lengths *= np.sqrt(BLOCKS * width / (lengths**2).sum())  # entries of a row have mean square 1
+        entry = np.sqrt(STRUCTURE_SHARE * BLOCKS * width / STRUCTURE)
+        place = (entry * np.clip((place - self.structure_[0]) / self.structure_[1], -4, 4)).astype(np.float32)
 
         def rows():
-            columns = len(BLOCKS) * width
+            columns = BLOCKS * width
             size = chunk_rows(columns)
             for start in range(0, n, size):
                 stop = min(start + size, n)
@@ -169,7 +186,7 @@ class SmoothedEncoder:
                 chunk[:, columns:] = place[start:stop]
                 yield chunk
 
-        FeatureStorage.from_blocks(path, (n, len(BLOCKS) * width + STRUCTURE), rows(), dtype=np.float32,
+        FeatureStorage.from_blocks(path, (n, BLOCKS * width + STRUCTURE), rows(), dtype=np.float32,
                                    overwrite=True).close()
         for block in blocks:
             block.close()
@@ -185,7 +202,8 @@ class SmoothedEncoder:
         encoder.skip.weight.data[:, :linear] = directions
         encoder.skip.weight.data[:, linear:] = 0
         self.model_ = nn.Projected(encoder, nn.ProjectionHead(k, 2 * k, k, rng=rng))
-        encoder.second.weight.data[:, linear:] *= FILL_SCALE
+        fill = encoder.second.weight.data[:, linear:]
+        np.multiply(fill, np.float32(FILL_SCALE), out=fill)
         _memory.trim()
 
     def epochs(self, adjacency: csr_array, store: FeatureStorage, *, buffer: int, prefetch: bool):
@@ -215,7 +233,7 @@ class SmoothedEncoder:
 
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
         columns = x.shape[1] - STRUCTURE
-        kept = np.concatenate([drop_blocks(x[:, :columns], columns // len(BLOCKS), self.dropout, key), x[:, columns:]],
+        kept = np.concatenate([drop_blocks(x[:, :columns], columns // BLOCKS, self.dropout, key), x[:, columns:]],
                               axis=1)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
