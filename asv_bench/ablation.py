@@ -32,6 +32,7 @@ from gnncy.losses import (
     SpectralRegularization,
 )
 from gnncy.optim import CosineSchedule, LinearSchedule
+from gnncy.optim.compression import TernaryCompressor
 from gnncy.storage.passes import FeatureReducer, unit_rows
 from gnncy.training import (
     CurriculumScheduler,
@@ -42,6 +43,7 @@ from gnncy.training import (
     Trainer,
     neighbor_difficulty,
 )
+from gnncy.training.phases import PhaseConfig, PredictionConfig
 
 WIDTH, HIDDEN, COLUMNS = 256, 256, 64
 STEPS, BATCH = 120, 512
@@ -71,6 +73,7 @@ class Variant:
     loader: Callable[[Graph], dict] = lambda data: {}
     objective: Callable[[], Objective | None] = lambda: None
     schedules: Callable[[int], Schedules | None] = lambda epochs: None
+    phases: Callable[[], PhaseConfig | None] = lambda: None
     against: str = "in-batch InfoNCE"
 
 
@@ -125,6 +128,9 @@ VARIANTS = (
     Variant("the same, GradNorm", objective=_several("gradnorm", **BOTH), against="local and spectral, fixed"),
     Variant("debiased, prior 0.1", objective=_contrast(prior=0.1)),
     Variant("hardness 0.5", objective=_contrast(prior=0.01, hardness=0.5)),
+    Variant("ternary gradients", phases=lambda: PhaseConfig(predict_steps=0, compressor=TernaryCompressor())),
+    Variant("a third of gradients predicted", phases=lambda: PhaseConfig(
+        full_steps=10, predict_steps=5, prediction=PredictionConfig(min_correlation=None))),
 )
 
 
@@ -189,7 +195,8 @@ def train(data: Graph, variant: Variant, kind: str, seed: int, steps: int) -> tu
     loader = GraphLoader(data.adjacency, data.features if sage else data.smoothed, batch_size=batch, seed=seed,
                          fanouts=(10, 10) if sage else None, **variant.loader(data))
     optimizer = optim.Adam(model.parameters(), lr=1e-3)
-    trainer = Trainer(model, optimizer, seed=seed, max_epochs=epochs, schedule=CosineSchedule(1.0, 0.0, 1.0))
+    trainer = Trainer(model, optimizer, seed=seed, max_epochs=epochs, schedule=CosineSchedule(1.0, 0.0, 1.0),
+                      phases=variant.phases())
     began = time.perf_counter()
     trainer.fit(loader, variant.objective() or _contrast()(), schedules=variant.schedules(epochs), n_jobs=-1)
     seconds = time.perf_counter() - began
@@ -219,16 +226,43 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
     return [rule, text[0], rule, *text[1:], rule]
 
 
+def figure(rows: list[dict], names: list[str], file: Path) -> None:
+    """A dot for each graph and variant: the difference from what the variant is compared with, in points."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("--figure needs matplotlib: pip install 'gnncy[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    by_name = {row["variant"]: row for row in rows}
+    shown = [row for row in rows if row["against"] in by_name and row["against"] != row["variant"]][::-1]
+    canvas, axes = pyplot.subplots(figsize=(7.5, 0.8 + 0.28 * len(shown)), layout="constrained")
+    for graph_name in names:
+        gains = [100 * (np.mean(row["accuracy"][graph_name]) - np.mean(by_name[row["against"]]["accuracy"][graph_name]))
+                 for row in shown]
+        axes.plot(gains, range(len(shown)), "o", markersize=5, alpha=0.8, label=graph_name)
+    axes.axvline(0, color="0.6", linewidth=1, zorder=0)
+    axes.set_xscale("symlog", linthresh=2)
+    axes.set_xticks([-20, -10, -5, -2, -1, 0, 1, 2], ["-20", "-10", "-5", "-2", "-1", "0", "1", "2"])
+    axes.set_yticks(range(len(shown)), [f"{row['variant']}  (over {row['against']})" for row in shown], fontsize=7)
+    axes.set_xlabel("points of accuracy gained", fontsize=8)
+    axes.grid(axis="x", color="0.92")
+    axes.legend(fontsize=7, loc="lower left")
+    canvas.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_bench.ablation", description=__doc__.split("\n")[0])
     parser.add_argument("--graphs", nargs="+", default=GRAPHS, metavar="NAME",
                         help="NAME, or NAME:sage for GraphSAGE in place of an MLP on smoothed features "
                         f"(default: {' '.join(GRAPHS)})")
     parser.add_argument("--variants", nargs="+", metavar="WORD", help="those whose names hold one of these words")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="minibatches of a run, about")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all accuracies and seconds there")
+    parser.add_argument("--figure", type=Path, metavar="FILE", help="draw the gains (needs matplotlib)")
     options = parser.parse_args(arguments)
     chosen = [v for v in VARIANTS if not options.variants or any(word in v.name for word in options.variants)]
     rows: list[dict] = [{"variant": v.name, "against": v.against, "accuracy": {}, "seconds": []} for v in chosen]
@@ -250,6 +284,8 @@ def main(arguments=None) -> int:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
     if names:
         print(*table(rows, names), sep="\n")
+        if options.figure:
+            figure(rows, names, options.figure)
     return 0
 
 

@@ -9,8 +9,8 @@ from gnncy.storage.passes import TILE, ColumnTiles, iter_nodes
 DISASSORTATIVE = -0.11  # below it, arcs lead from small nodes to hubs: taxonomies, package relations, followers
 ALIKE = 0.2  # agreement of features above which a node's neighbours stand for the node
 SAMPLE = 2000  # nodes from which the agreement is computed
-HOPS = 2
-STRUCTURE = 3 * (HOPS + 1)  # columns of `structure`
+HOPS = 3
+PLACE = 3  # columns of `structure` for each number of hops
 
 
 def degree_assortativity(adjacency: csr_array) -> float:
@@ -70,17 +70,17 @@ def row_lengths(features) -> np.ndarray:
 
 
 def structure(directed: csr_array, both_ways: csr_array, lengths: np.ndarray) -> np.ndarray:
-    """What scaling rows to length 1 and averaging over neighbours lose, ``n x STRUCTURE``.
+    """What scaling rows to length 1 and averaging over neighbours lose, ``n x (HOPS + 1) x PLACE``.
 
     The logarithms of a row's length and of the degree, the logarithm of out-degree over in-degree, and the
-    means of these over the neighbours once and twice.
+    means of these over the neighbours once, twice and three times.
     """
     n = len(lengths)
     out = degrees(directed)
     into = np.bincount(directed.indices, minlength=n)
-    own = np.stack([np.log1p(lengths), np.log1p(degrees(both_ways)), np.log1p(out) - np.log1p(into)], axis=1)
-    means = [own.astype(np.float32)]
+    found = np.empty((n, HOPS + 1, PLACE), np.float32)
+    found[:, 0] = np.stack([np.log1p(lengths), np.log1p(degrees(both_ways)), np.log1p(out) - np.log1p(into)], axis=1)
     mean_over_neighbors = normalize(both_ways, "row", self_loops=0.0)
-    for _ in range(HOPS):
-        means.append(spmm(mean_over_neighbors, means[-1]))
-    return np.concatenate(means, axis=1)
+    for hop in range(HOPS):
+        found[:, hop + 1] = spmm(mean_over_neighbors, np.ascontiguousarray(found[:, hop]))
+    return found

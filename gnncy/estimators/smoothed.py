@@ -12,7 +12,8 @@ from gnncy._random import derive, stream
 from gnncy.estimators.signals import (
     ALIKE,
     DISASSORTATIVE,
-    STRUCTURE,
+    HOPS,
+    PLACE,
     degree_assortativity,
     feature_agreement,
     row_lengths,
@@ -42,11 +43,11 @@ BASIS_DIFFUSION = Diffusion("appnp", 8, alpha=0.15)
 SMOOTHINGS = {
     "deep": ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
              (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5)),
-    "shallow": tuple((Diffusion("power", hops), 1.0) for hops in range(4)),
+    "shallow": tuple((Diffusion("power", hops), 1.0) for hops in range(HOPS + 1)),
 }
 """Smoothings that stand side by side in a row, and the length of each in the row: ``deep`` where neighbours have
 like features, ``shallow``, every hop for itself, where they do not."""
-BLOCKS = 4
+BLOCKS = HOPS + 1  # each has a hop of the structure beside it
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
@@ -101,13 +102,13 @@ class SmoothedEncoder:
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
-        return BLOCKS * self._reduced_width(n, d, sparse) + STRUCTURE
+        return BLOCKS * (self._reduced_width(n, d, sparse) + PLACE)
 
     def _reduces(self, d: int, sparse: bool) -> bool:
         return sparse or d > self.width
 
     def _reduced_width(self, n: int, d: int, sparse: bool) -> int:
-        return min(self.width, n, d) if self._reduces(d, sparse) else d
+        return min(max(self.width - PLACE, 1), n, d) if self._reduces(d, sparse) else d
 
     def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool) -> FeatureStorage:
         """The store of smoothed rows, kept in ``work``; resumes where a stage is whole.
@@ -149,7 +150,7 @@ class SmoothedEncoder:
             _memory.trim()
 
     def _smooth(self, adjacency, both_ways, features, folder: Path, path: Path, *, fit: bool) -> None:
-        """Write the store: blocks side by side, each centred and of its own length in every row, then structure."""
+        """Write the store: blocks side by side, each centred and of its own length in every row."""
         with reduced_tiles(features, self.reducer_, folder) as source:
             if fit:
                 assortativity = degree_assortativity(both_ways)
@@ -167,26 +168,28 @@ class SmoothedEncoder:
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
             self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
-                                        np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)])
+                                        np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)],
+                                       dtype=np.float32, casting="same_kind")
         n, width = blocks[0].shape
         lengths = np.array([length for _, length in smoothings])
         lengths *= np.sqrt(BLOCKS * width / (lengths**2).sum())  # entries of a row have mean square 1
-        entry = np.sqrt(STRUCTURE_SHARE * BLOCKS * width / STRUCTURE)
-        place = (entry * np.clip((place - self.structure_[0]) / self.structure_[1], -4, 4)).astype(np.float32)
+        place -= self.structure_[0]
+        place /= self.structure_[1]
+        np.clip(place, -4, 4, out=place)
+        place *= np.float32(np.sqrt(STRUCTURE_SHARE * width / PLACE))
 
         def rows():
-            columns = BLOCKS * width
-            size = chunk_rows(columns)
+            size = chunk_rows(BLOCKS * (width + PLACE))
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                chunk = np.empty((stop - start, columns + STRUCTURE), np.float32)
+                chunk = np.empty((stop - start, BLOCKS, width + PLACE), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
-                    chunk[:, b * width:(b + 1) * width] = unit_rows(part) * np.float32(lengths[b])
-                chunk[:, columns:] = place[start:stop]
-                yield chunk
+                    chunk[:, b, :width] = unit_rows(part) * np.float32(lengths[b])
+                chunk[:, :, width:] = place[start:stop]
+                yield chunk.reshape(stop - start, -1)
 
-        FeatureStorage.from_blocks(path, (n, BLOCKS * width + STRUCTURE), rows(), dtype=np.float32,
+        FeatureStorage.from_blocks(path, (n, BLOCKS * (width + PLACE)), rows(), dtype=np.float32,
                                    overwrite=True).close()
         for block in blocks:
             block.close()
@@ -232,9 +235,7 @@ class SmoothedEncoder:
         return float(loss.data), count
 
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
-        columns = x.shape[1] - STRUCTURE
-        kept = np.concatenate([drop_blocks(x[:, :columns], columns // BLOCKS, self.dropout, key), x[:, columns:]],
-                              axis=1)
+        kept = drop_blocks(x, x.shape[1] // BLOCKS, self.dropout, key)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
     def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
@@ -280,12 +281,12 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
     for start in range(0, len(ids), size):
         rows = store.read_batch(ids[start:start + size])
         moments += matmul(rows.T, rows)
-    first = columns - STRUCTURE
-    place = _leading(moments[first:, first:], int(STRUCTURE_COLUMNS * k))
-    smooth = _leading(moments[:first, :first], k - place.shape[1])
+    is_place = np.arange(columns) % (columns // BLOCKS) >= columns // BLOCKS - PLACE
+    place = _leading(moments[np.ix_(is_place, is_place)], int(STRUCTURE_COLUMNS * k))
+    smooth = _leading(moments[np.ix_(~is_place, ~is_place)], k - place.shape[1])
     found = np.zeros((columns, smooth.shape[1] + place.shape[1]), np.float32)
-    found[:first, :smooth.shape[1]] = smooth
-    found[first:, smooth.shape[1]:] = place
+    found[~is_place, :smooth.shape[1]] = smooth
+    found[is_place, smooth.shape[1]:] = place
     return found
 
 

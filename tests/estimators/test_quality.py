@@ -127,9 +127,9 @@ def test_structure_against_dense_sums(data):
     mean = dense / np.maximum(dense.sum(axis=1, keepdims=True), 1)
     out, into = (arcs.toarray() > 0).sum(axis=1), (arcs.toarray() > 0).sum(axis=0)
     own = np.stack([np.log1p(lengths), np.log1p(dense.sum(axis=1)), np.log1p(out) - np.log1p(into)], axis=1)
-    expected = np.concatenate([own, mean @ own, mean @ mean @ own], axis=1)
+    expected = np.stack([np.linalg.matrix_power(mean, hop) @ own for hop in range(signals.HOPS + 1)], axis=1)
     found = signals.structure(arcs, both, lengths)
-    assert found.shape == (900, signals.STRUCTURE) and found.dtype == np.float32
+    assert found.shape == (900, signals.HOPS + 1, signals.PLACE) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
