@@ -143,7 +143,8 @@ class GraphEncoder(Estimator):
         Parameters
         ----------
         X : sparse array or matrix, shape (n, n)
-            The adjacency; an arc's direction and weight count as given.
+            The adjacency; weights count. ``"propagate"`` smooths both ways along an arc, and keeps the ratio of
+            out-degree and in-degree as a column; ``"sage"`` follows arcs as given.
         y : ignored
         features : array, sparse array, FeatureStorage, SparseFeatureStorage or path of a ``.npy``, shape (n, d)
             Without features, the adjacency's own rows are used.

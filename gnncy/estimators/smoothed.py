@@ -276,17 +276,20 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
     """
     n, columns = store.shape
     ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
-    moments = np.zeros((columns, columns))
+    block = columns // BLOCKS
+    of_place = np.arange(columns) % block >= block - PLACE
+    smooth, place = (np.zeros((count, count)) for count in (BLOCKS * (block - PLACE), BLOCKS * PLACE))
     size = chunk_rows(columns)
     for start in range(0, len(ids), size):
         rows = store.read_batch(ids[start:start + size])
-        moments += matmul(rows.T, rows)
-    is_place = np.arange(columns) % (columns // BLOCKS) >= columns // BLOCKS - PLACE
-    place = _leading(moments[np.ix_(is_place, is_place)], int(STRUCTURE_COLUMNS * k))
-    smooth = _leading(moments[np.ix_(~is_place, ~is_place)], k - place.shape[1])
+        for moments, chosen in ((smooth, ~of_place), (place, of_place)):
+            part = rows[:, chosen]
+            moments += matmul(part.T, part)
+    place = _leading(place, int(STRUCTURE_COLUMNS * k))
+    smooth = _leading(smooth, k - place.shape[1])
     found = np.zeros((columns, smooth.shape[1] + place.shape[1]), np.float32)
-    found[~is_place, :smooth.shape[1]] = smooth
-    found[is_place, smooth.shape[1]:] = place
+    found[~of_place, :smooth.shape[1]] = smooth
+    found[of_place, smooth.shape[1]:] = place
     return found
 
 
