@@ -236,6 +236,7 @@ def _scores(encoder: GraphEncoder, data: GraphDataset) -> dict:
     log.info("probing the embedding and the raw features")
     with FeatureStorage.open(encoder.embedding_path_) as embedding:
         probe = linear_probe(embedding, data.labels, data.split)
+    _memory.trim()
     scores: dict = {"embedding": probe}
     if data.features is not None:
         scores["raw features"] = linear_probe(data.features, data.labels, data.split)

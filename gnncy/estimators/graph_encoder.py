@@ -1,4 +1,5 @@
 """``GraphEncoder``: contrastive node embeddings of a graph whose features lie on disk."""
+import errno
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import tempfile
 import time
 import weakref
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +23,13 @@ from gnncy._random import seed_from
 from gnncy._threads import effective_n_jobs, working_threads
 from gnncy.errors import GraphFormatError, StorageError
 from gnncy.estimators.base import Estimator
-from gnncy.estimators.sage import SageEncoder
-from gnncy.estimators.smoothed import SmoothedEncoder
+from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
+from gnncy.estimators.encoders.rows import RowEncoder
+from gnncy.estimators.encoders.sampled import SampledEncoder
+from gnncy.estimators.encoders.smoothed import SmoothedEncoder
+from gnncy.estimators.growing import KeepClose, successor
 from gnncy.graph import as_csr
+from gnncy.losses.joint_embedding.objective import JointEmbedding, check_objectives
 from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
 from gnncy.storage.passes import is_sparse
@@ -32,7 +38,9 @@ from gnncy.training.phases import PhaseConfig
 
 log = logging.getLogger("gnncy")
 
+ENCODERS = ("propagate", "mlp", *CONVOLUTIONS)
 AUTO_STEPS = 150
+GROWTH_STEPS = 50  # of a graph that grew
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
 """Factor of the learning rate over the run's progress: linear over the first twentieth, then half a cosine to 0."""
@@ -40,18 +48,25 @@ BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is
 
 
 class GraphEncoder(Estimator):
-    """Node embeddings of a graph, trained without labels by InfoNCE, within a memory limit.
+    """Node embeddings of a graph, trained without labels, within a memory limit.
 
     Parameters
     ----------
     n_components : int, default 128
         Columns of the embedding.
-    encoder : {"propagate", "sage"}, default "propagate"
+    encoder : {"propagate", "mlp", "sage", "gcn", "gat"}, default "propagate"
         ``"propagate"`` smooths the features over the graph once, out of core, and trains a residual MLP on shuffled
-        rows, two random views of a row being each other's positives. ``"sage"`` trains GraphSAGE on sampled
-        neighbourhoods, a node and a random neighbour being a positive pair.
+        rows; ``"mlp"`` does so on the features alone. The others train GraphSAGE, GCN or graph attention on sampled
+        neighbourhoods.
+    objective : str, list of str or dict of float, default "infonce"
+        What the encoder is trained for: ``"infonce"``, ``"vicreg"``, ``"cca"``, ``"bgrl"``, ``"ggd"``,
+        ``"reconstruction"``, or several with their weights, ``{"infonce": 1.0, "reconstruction": 0.5}``; see
+        :class:`gnncy.losses.JointEmbedding`.
     n_neighbors : tuple of int, default (15, 10)
-        Fan-outs of ``"sage"``, from the node outwards; their number is the number of layers.
+        Fan-outs of ``"sage"``, ``"gcn"`` and ``"gat"``, from the node outwards; their number is the number of layers.
+    positives : {"neighbors", "views"}, default "neighbors"
+        Of the sampled encoders: what a node's embedding shall be like, that of a random neighbour, or that of the node
+        itself in another view. Rows (``"propagate"``, ``"mlp"``) always have two views.
     hidden : int, default 256
         Width of the hidden layer(s).
     reduced_width : int, default 256
@@ -59,7 +74,7 @@ class GraphEncoder(Estimator):
     temperature : float, default 0.5
         Of InfoNCE.
     dropout : float, default 0.3
-        Share of feature columns (and, for ``"propagate"``, of smoothings) dropped in a view.
+        Share of feature columns, and of smoothings (``"propagate"``) or edges (sampled encoders), dropped in a view.
     learning_rate : float, default 3e-4
         Adam's step size at its highest; it follows a cosine after a short warm-up.
     batch_size : int, default 1024
@@ -100,6 +115,10 @@ class GraphEncoder(Estimator):
     References
     ----------
     A. van den Oord, Y. Li, O. Vinyals, "Representation learning with contrastive predictive coding", 2018.
+    A. Bardes, J. Ponce, Y. LeCun, "VICReg", ICLR 2022; H. Zhang et al., "From canonical correlation analysis to
+    self-supervised graph neural networks", NeurIPS 2021; S. Thakoor et al., "Large-scale representation learning on
+    graphs via bootstrapping", ICLR 2022; Y. Zheng et al., "Rethinking and scaling up graph contrastive learning",
+    NeurIPS 2022.
     J. Gasteiger, A. Bojchevski, S. Guennemann, "Predict then propagate", ICLR 2019.
     W. Hamilton, R. Ying, J. Leskovec, "Inductive representation learning on large graphs", NeurIPS 2017.
 
@@ -113,14 +132,17 @@ class GraphEncoder(Estimator):
     """
 
     _start_up: int | None = None  # set by the command, whose limit counts from the process's start
+    _growths = 0  # calls of partial_fit since fit
 
-    def __init__(self, n_components=128, *, encoder="propagate", n_neighbors=(15, 10), hidden=256, reduced_width=256,
-                 temperature=0.5, dropout=0.3, learning_rate=3e-4, batch_size=1024, max_epochs="auto",
-                 memory_limit="auto", n_jobs=None, prefetch=True, random_state=None, verbose=0, checkpoint_dir=None,
-                 callbacks=None, phases=None):
+    def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10),
+                 positives="neighbors", hidden=256, reduced_width=256, temperature=0.5, dropout=0.3,
+                 learning_rate=3e-4, batch_size=1024, max_epochs="auto", memory_limit="auto", n_jobs=None,
+                 prefetch=True, random_state=None, verbose=0, checkpoint_dir=None, callbacks=None, phases=None):
         self.n_components = n_components
         self.encoder = encoder
+        self.objective = objective
         self.n_neighbors = n_neighbors
+        self.positives = positives
         self.hidden = hidden
         self.reduced_width = reduced_width
         self.temperature = temperature
@@ -144,7 +166,7 @@ class GraphEncoder(Estimator):
         ----------
         X : sparse array or matrix, shape (n, n)
             The adjacency; weights count. ``"propagate"`` smooths both ways along an arc, and keeps the ratio of
-            out-degree and in-degree as a column; ``"sage"`` follows arcs as given.
+            out-degree and in-degree as a column; the others follow arcs as given.
         y : ignored
         features : array, sparse array, FeatureStorage, SparseFeatureStorage or path of a ``.npy``, shape (n, d)
             Without features, the adjacency's own rows are used.
@@ -159,28 +181,54 @@ class GraphEncoder(Estimator):
             If a file cannot be read or written, or ``checkpoint_dir`` holds another run.
         """
         with self._verbose_logging(), _checked(X, features) as (adjacency, features):
-            n = adjacency.shape[0]
-            seed = seed_from(self.random_state)
-            encoder = self._new_encoder(seed, n)
-            self.plan_ = plan = self._plan(encoder, adjacency, features)
-            plan.check()
-            log.info("%s", plan)
-            folder = self._folder()
-            work = folder / "work"
-            work.mkdir(parents=True, exist_ok=True)
-            run = self._fingerprint(seed, n, adjacency, features)
-            _claim(folder, run)
-            for place in (folder, work):
-                _files.remove_temporaries(place)
-            path = folder / "embedding.npy"
-            with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=True) as store:
-                self._train(encoder, adjacency, store, folder, run, plan)
-                encoder.embed(adjacency, store, path, work)
-            shutil.rmtree(work)
-            _memory.trim()
-            self._encoder, self.embedding_path_ = encoder, path
-            self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
-            self.embedding_ = _as_array(path, plan.limit)
+            encoder = self._new_encoder(seed_from(self.random_state), adjacency.shape[0])
+            self._learn(encoder, adjacency, features, self.max_epochs)
+            self._growths = 0
+        return self
+
+    def partial_fit(self, X, y=None, *, features=None, max_epochs="auto", closeness=1.0):
+        r"""Go on from the fitted encoder on the same graph when it has grown, and extend ``embedding_``.
+
+        The graph may have new nodes, after those that it had, new arcs and new features. The encoder is trained on all
+        nodes for a few epochs more; what it learned before from the features, such as their principal directions,
+        stays. Nodes that had an embedding :math:`z^*` are drawn to it by
+
+        .. math:: c \, \frac{\sum_i \|z_i - z^*_i\|^2}{\sum_i \|z^*_i\|^2}
+
+        beside the loss, so that what was learned from the old embedding, such as a classifier, fits the new one.
+        Without training, :meth:`transform` embeds the grown graph too. An encoder that is not fitted is fitted.
+
+        Parameters
+        ----------
+        X : sparse array or matrix, shape (n, n)
+            The whole grown graph.
+        y : ignored
+        features : as in :meth:`fit`, shape (n, ``n_features_in_``)
+            Of all its nodes.
+        max_epochs : int or "auto", default "auto"
+            ``"auto"`` trains for about 50 steps, at least one epoch.
+        closeness : float, default 1.0
+            :math:`c`, at least 0: how much old embeddings count.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer nodes than before, or features of another width.
+        GraphFormatError, TypeError, MemoryLimitError, StorageError
+            As in :meth:`fit`. The encoder and its embedding stay what they were.
+        """
+        if not self.__sklearn_is_fitted__():
+            return self.fit(X, y, features=features)
+        closeness = check_float(closeness, "closeness", 0)
+        if max_epochs != "auto":
+            check_int(max_epochs, "max_epochs", 0)
+        with self._verbose_logging(), self._checked_again(X, features) as (adjacency, features):
+            if adjacency.shape[0] < self.n_nodes_in_:
+                raise ValueError(f"X has {adjacency.shape[0]} nodes, but a graph that grew has at least the "
+                                 f"{self.n_nodes_in_} of before, and first; fit() begins anew with another graph")
+            encoder = successor(self._encoder, self._growths + 1)
+            self._learn(encoder, adjacency, features, max_epochs, KeepClose(encoder, self.embedding_, closeness))
+            self._growths += 1
         return self
 
     def fit_transform(self, X, y=None, *, features=None):
@@ -202,12 +250,7 @@ class GraphEncoder(Estimator):
         array, shape (m, n_components)
         """
         self._check_fitted()
-        X = X if issparse(X) else check_array(X, "X")
-        if features is None and X.shape[1] != self.n_features_in_:
-            raise ValueError(self._other_width(X.shape[1]))
-        with self._verbose_logging(), _checked(X, features) as (adjacency, features):
-            if features.shape[1] != self.n_features_in_:
-                raise ValueError(self._other_width(features.shape[1]))
+        with self._verbose_logging(), self._checked_again(X, features) as (adjacency, features):
             plan = self._plan(self._encoder, adjacency, features)
             plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in ("smooth", "embed")}
             plan.check()
@@ -227,14 +270,58 @@ class GraphEncoder(Estimator):
         self._check_fitted()
         return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
 
+    @contextmanager
+    def _checked_again(self, X, features):
+        """:func:`_checked`, and features of the width that the encoder was fitted with."""
+        X = X if issparse(X) else check_array(X, "X")
+        if features is None and X.shape[1] != self.n_features_in_:
+            raise ValueError(self._other_width(X.shape[1]))
+        with _checked(X, features) as (adjacency, features):
+            if features.shape[1] != self.n_features_in_:
+                raise ValueError(self._other_width(features.shape[1]))
+            yield adjacency, features
+
     def _other_width(self, columns: int) -> str:
         return (f"X has {columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
                 "input")
 
     # -- the parts of fit
 
+    def _learn(self, encoder, adjacency, features, max_epochs, keep: KeepClose | None = None) -> None:
+        """Train the encoder, a new one or with ``keep`` one that goes on, and embed all nodes."""
+        n = adjacency.shape[0]
+        plan = self._plan(encoder, adjacency, features)
+        plan.check()
+        log.info("%s", plan)
+        run = self._fingerprint(encoder.seed, n, adjacency, features)
+        if keep is not None:
+            run["grown"] = {"from": _checksum(as_storage(keep.embedding)), "closeness": keep.closeness,
+                            "max_epochs": max_epochs}
+        with _alone(self._folder("" if keep is None else f"grown-{self._growths + 1}")) as folder:
+            work = folder / "work"
+            work.mkdir(parents=True, exist_ok=True)
+            _claim(folder, run)
+            for place in (folder, work):
+                _files.remove_temporaries(place)
+            path = folder / "embedding.npy"
+            with working_threads(self.n_jobs), _prepared(encoder, adjacency, features, work, fit=keep is None) as store:
+                if keep is None:
+                    encoder.build(store)
+                steps = encoder.steps_per_epoch(n)
+                if max_epochs == "auto":
+                    max_epochs = max(1, -(-(AUTO_STEPS if keep is None else GROWTH_STEPS) // steps))
+                continual = () if keep is None else keep
+                self._train(encoder, adjacency, store, folder, run, plan, max_epochs, steps, continual)
+                encoder.embed(adjacency, store, path, work)
+            shutil.rmtree(work)
+        _memory.trim()
+        self.plan_, self._encoder, self.embedding_path_ = plan, encoder, path
+        self.n_nodes_in_, self.n_features_in_ = n, encoder.n_features_in_
+        self.embedding_ = _as_array(path, plan.limit)
+
     def _new_encoder(self, seed: int, n: int):
-        check_choice(self.encoder, "encoder", ("propagate", "sage"))
+        check_choice(self.encoder, "encoder", ENCODERS)
+        objectives = check_objectives(self.objective)
         common = {
             "n_components": check_int(self.n_components, "n_components", 1),
             "width": check_int(self.reduced_width, "reduced_width", 1),
@@ -250,12 +337,16 @@ class GraphEncoder(Estimator):
             raise TypeError(f"phases must be None or a PhaseConfig, got {type(self.phases).__name__}")
         if self.max_epochs != "auto":
             check_int(self.max_epochs, "max_epochs", 0)
-        if self.encoder == "propagate":
+        if self.encoder == "propagate" and list(objectives) == ["infonce"]:
             return SmoothedEncoder(**common)
+        common["objectives"] = objectives
+        if self.encoder in ("propagate", "mlp"):
+            return RowEncoder(hops=self.encoder == "propagate", **common)
         fanouts = tuple(check_int(k, "n_neighbors", -1) for k in self.n_neighbors)
         if not fanouts:
             raise ValueError("n_neighbors must name at least one fan-out, got ()")
-        return SageEncoder(n_neighbors=fanouts, **common)
+        return SampledEncoder(conv=self.encoder, n_neighbors=fanouts, positives=check_choice(
+            self.positives, "positives", ("neighbors", "views")), **common)
 
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
@@ -277,27 +368,32 @@ class GraphEncoder(Estimator):
             parameters.pop("phases", None)  # so that folders of releases without it go on
         else:
             parameters["phases"] = self.phases.describe()
+        for name, default in (("objective", "infonce"), ("positives", "neighbors")):  # likewise
+            if parameters.get(name) == default:
+                parameters.pop(name)
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
                                       "adjacency": _checksum(adjacency), "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))
 
-    def _folder(self) -> Path:
+    def _folder(self, inner: str) -> Path:
         if self.checkpoint_dir is not None:
-            folder = Path(self.checkpoint_dir)
+            folder = Path(self.checkpoint_dir) / inner
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         folder = Path(tempfile.mkdtemp(prefix="gnncy-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def _train(self, encoder, adjacency, store, folder: Path, run: dict, plan: MemoryPlan) -> None:
-        encoder.build(store)
-        steps = encoder.steps_per_epoch(adjacency.shape[0])
-        epochs = max(1, -(-AUTO_STEPS // steps)) if self.max_epochs == "auto" else self.max_epochs
+    def _train(self, encoder, adjacency, store, folder: Path, run: dict, plan: MemoryPlan, epochs: int, steps: int,
+               continual) -> None:
         snapshots = SnapshotFolder(folder) if self.checkpoint_dir is not None else None
-        trainer = Trainer(encoder.model_, Adam(encoder.model_.parameters(), lr=self.learning_rate), seed=encoder.seed,
-                          max_epochs=epochs, snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
-                          callbacks=self.callbacks or (), phases=self.phases)
+        model = encoder.model_
+        if isinstance(model, JointEmbedding):
+            model.total_steps = epochs * steps
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        trainer = Trainer(model, Adam(trained, lr=self.learning_rate), seed=encoder.seed, max_epochs=epochs,
+                          snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
+                          callbacks=self.callbacks or (), phases=self.phases, continual=continual)
         buffer = plan.stages["train"]["read buffers"]
         open_epoch = encoder.epochs(adjacency, store, buffer=buffer, prefetch=self.prefetch)
         self.history_ = trainer.run(open_epoch, encoder.step, steps)
@@ -368,11 +464,14 @@ def _prepared(encoder, adjacency, features, work: Path, *, fit: bool):
 
 def _checksum(data) -> int:
     """CRC of a matrix's values: all of a sparse one, 64 rows spread over a dense one or a store."""
+    parts: Iterable
     if isinstance(data, csr_array):
-        parts = [data.indptr.astype(np.int64), data.indices.astype(np.int64), data.data]
+        parts = (part.astype(np.int64) if part.dtype.kind == "i" else part
+                 for array in (data.indptr, data.indices, data.data)
+                 for part in np.array_split(array, max(1, len(array) >> 18)))  # never a copy of the whole
     elif is_sparse(data):
         rows = data.read_rows(0, min(64, data.shape[0]))
-        parts = [rows.indices, rows.data]
+        parts = rows.indices, rows.data
     else:
         ids = np.unique(np.linspace(0, data.shape[0] - 1, 64).astype(np.int64))
         parts = [data.read_batch(ids) if hasattr(data, "read_batch") else np.asarray(data[ids])]
@@ -380,6 +479,19 @@ def _checksum(data) -> int:
     for part in parts:
         value = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), value)
     return value
+
+
+@contextmanager
+def _alone(folder: Path):
+    """The folder, in which no other process runs meanwhile."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if not _files.lock(fd):
+            raise StorageError(errno.EWOULDBLOCK, f"a run is going on here, in {_files.lock_holder(fd) or 'another'}; "
+                                                  "wait for it, or use another folder", str(folder))
+        yield folder
+    finally:
+        _files.release(fd)
 
 
 def _claim(folder: Path, run: dict) -> None:

@@ -17,8 +17,8 @@ from gnncy._threads import working_threads
 from gnncy.datasets import sample_non_edges
 from gnncy.errors import GraphFormatError
 from gnncy.estimators.base import Estimator
+from gnncy.estimators.encoders.smoothed import BLOCKS, PLACE, choose_propagation
 from gnncy.estimators.graph_encoder import GraphEncoder, _checked, _claim
-from gnncy.estimators.smoothed import BLOCKS
 from gnncy.graph import as_csr, undirected
 from gnncy.optim.logistic import Logistic, class_scores
 from gnncy.storage import FeatureStorage
@@ -141,16 +141,17 @@ class LinkPredictor(Estimator):
             with working_threads(self.n_jobs):
                 count = min(max(int(share * edges), 1), MOST_HELD_OUT)
                 rest, linked, others = _hold_out(graph, count, derive(seed, "holdout"))
-                stores = self._stores(runs, rest, inputs, folder / "rest", seed)
+                smoothing = choose_propagation(rest), "deep"  # of the whole graph the same, so that signals are alike
+                stores = self._stores(runs, rest, inputs, folder / "rest", seed, smoothing)
                 signals = np.concatenate([_signals(rest, stores, pairs) for pairs in (linked, others)])
                 _close(stores)
                 self._learn(signals, np.repeat([1, 0], [len(linked), len(others)]), strength)
                 shutil.rmtree(folder / "rest")
-                _close(self._stores(runs, graph, inputs, folder / "whole", seed))
+                _close(self._stores(runs, graph, inputs, folder / "whole", seed, smoothing))
             self._graph, self._place = graph, folder / "whole"
             self._names = CHANNELS[-len(inputs):]
             self.signal_names_ = tuple(f"cosine of {name}, block {b}" for name in self._names
-                                       for b in range(len(BLOCKS))) + PAIR_SIGNALS
+                                       for b in range(BLOCKS)) + PAIR_SIGNALS
             self.classes_ = np.array([0, 1])
             self.n_nodes_in_, self.n_features_in_ = n, given.shape[1]
         _memory.trim()
@@ -240,7 +241,7 @@ class LinkPredictor(Estimator):
                                   "neighbours": 40 * NEIGHBOURS, "rows": 6 * 4 * chunk_rows(1)}
         return plan
 
-    def _stores(self, runs, graph, inputs, folder: Path, seed: int) -> list[FeatureStorage]:
+    def _stores(self, runs, graph, inputs, folder: Path, seed: int, smoothing: tuple[str, str]) -> list[FeatureStorage]:
         """The smoothed features, and the smoothed rows of the graph; what lies there already is taken."""
         stores = []
         for name, run, source in zip(CHANNELS[-len(inputs):], runs[-len(inputs):], inputs, strict=True):
@@ -249,6 +250,7 @@ class LinkPredictor(Estimator):
             for place in (work, work.parent):
                 _files.remove_temporaries(place)
             encoder = run._new_encoder(derive(seed, name), graph.shape[0])
+            encoder.given = smoothing
             stores.append(encoder.prepare(graph, graph if source is None else source, work, fit=True))
         return stores
 
@@ -319,10 +321,10 @@ def _signals(graph: csr_array, stores, pairs: np.ndarray) -> np.ndarray:
 
 def _cosines(store, pairs: np.ndarray) -> np.ndarray:
     """Cosines of the blocks of the pairs' rows (a row's blocks have lengths of their own, or are 0)."""
-    out, size = np.empty((len(pairs), len(BLOCKS))), chunk_rows(store.shape[1])
+    out, size = np.empty((len(pairs), BLOCKS)), chunk_rows(store.shape[1])
     for start in range(0, len(pairs), size):
         ids, place = np.unique(pairs[start:start + size], return_inverse=True)
-        rows = store.read_batch(ids).reshape(len(ids), len(BLOCKS), -1)
+        rows = store.read_batch(ids).reshape(len(ids), BLOCKS, -1)[:, :, :-PLACE]  # without the structure
         norm = np.sqrt(np.einsum("ijk,ijk->ij", rows, rows))
         rows = rows / np.where(norm > 0, norm, 1)[:, :, None]
         left, right = place.reshape(-1, 2).T

@@ -15,9 +15,9 @@ from gnncy._random import derive, seed_from, stream
 from gnncy._threads import working_threads
 from gnncy.estimators.base import Estimator
 from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
+from gnncy.estimators.encoders.sampled import SampledEncoder
+from gnncy.estimators.encoders.smoothed import principal_directions
 from gnncy.estimators.graph_encoder import GraphEncoder
-from gnncy.estimators.sage import SampledEncoder
-from gnncy.estimators.smoothed import _principal_directions as principal_directions
 from gnncy.graph import NeighborSampler
 from gnncy.nn import Tensor, ops
 from gnncy.optim import Adam
@@ -484,7 +484,9 @@ class _Rows:
 
     def __init__(self, encoder, adjacency, store, dropout: float) -> None:
         k = max(encoder.n_components, min(PRINCIPAL, store.shape[1]))
-        directions = principal_directions(store, k, encoder.seed)
+        directions = principal_directions(store, k, encoder.seed, encoder.n_blocks, encoder.n_place)
+        missing = max(encoder.n_components - directions.shape[1], 0)  # of rows that span fewer
+        directions = np.pad(directions, ((0, 0), (0, missing)))
         self.body = _PrincipalMLP(directions, encoder.hidden, encoder.n_components, stream(encoder.seed, "body"))
         encoder.model_ = nn.Projected(self.body, nn.Sequential())
         self.store, self.dropout, self.columns = store, dropout, store.shape[1]

@@ -4,6 +4,8 @@ from scipy import sparse
 
 from gnncy._linalg import matmul
 
+CLASSES = 16  # whose products with a sparse matrix are held at a time
+
 
 def class_scores(rows, parameters: np.ndarray) -> np.ndarray:
     """``x_i W + b`` for dense or CSR rows; ``parameters`` is W above b."""
@@ -43,7 +45,7 @@ class Logistic:
             if norm <= tolerance:
                 break
             step = self._newton_step(gradient, C, min(0.5, norm**0.5))
-            slope, length = np.vdot(gradient, step), 1.0
+            slope, length = np.vdot(self._gradient(C), step), 1.0
             w += step
             while (new := self._forward(C)) > value + 1e-4 * length * slope and length > 1e-6:
                 length /= 2
@@ -77,7 +79,8 @@ class Logistic:
         """C X^T R + W above the column sums of C R."""
         residual *= (C * self.weights)[:, None]
         if sparse.issparse(self.transposed):
-            out[:-1] = self.transposed @ residual
+            for j in range(0, residual.shape[1], CLASSES):
+                out[:-1, j:j + CLASSES] = self.transposed @ residual[:, j:j + CLASSES]
         else:
             matmul(self.transposed, residual, out=out[:-1])
         out[:-1] += w[:-1]
@@ -98,18 +101,19 @@ class Logistic:
         return out
 
     def _newton_step(self, gradient, C, reduction):
-        """Conjugate gradients until the residual is ``reduction`` of the gradient."""
+        """Conjugate gradients until the residual is ``reduction`` of the gradient, which is written over."""
         diagonal = self._diagonal(C)
         goal = reduction * np.linalg.norm(gradient)
-        step, product, residual = np.zeros_like(gradient), np.empty_like(gradient), -gradient
+        step, product, residual = np.zeros_like(gradient), np.empty_like(gradient), np.negative(gradient, out=gradient)
         direction = residual / diagonal
         size = np.vdot(residual, direction)
         for _ in range(200):
             self._hessian_product(direction, C, product)
             length = size / np.vdot(direction, product)
-            step += length * direction
             product *= length
             residual -= product
+            np.multiply(direction, length, out=product)
+            step += product
             if np.linalg.norm(residual) <= goal:
                 break
             np.divide(residual, diagonal, out=product)

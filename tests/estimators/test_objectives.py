@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import gnncy
 from gnncy.estimators.encoders.convolutions import CONVOLUTIONS
 from gnncy.estimators.encoders.rows import RowEncoder, joint_plan
-from gnncy.estimators.sage import SampledEncoder
+from gnncy.estimators.encoders.sampled import SampledEncoder
 from gnncy.evaluate import linear_probe
 from gnncy.graph import NeighborSampler, as_csr, normalize
 from gnncy.losses.joint_embedding.objective import OBJECTIVES, Size
@@ -150,7 +150,7 @@ def test_planned_weights_are_the_models(data):
     for encoder in ALL:
         model = make(encoder).fit(data.adjacency, features=data.features)._encoder.model_
         body = sum(parameter.size for parameter in model.encoder.parameters())
-        columns = {"propagate": 96}.get(encoder, 24)
+        columns = {"propagate": 108}.get(encoder, 24)
         planned = joint_plan(EVERY, Size(12, columns), body, 10)
         learned = sum(parameter.size for parameter in model.parameters() if parameter.requires_grad)
         assert planned["weights, gradients, Adam"] == 16 * learned and planned["target network"] == 4 * body

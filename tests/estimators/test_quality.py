@@ -5,7 +5,7 @@ import scipy.sparse as sp
 
 import gnncy
 from gnncy import graph
-from gnncy.estimators import signals
+from gnncy.estimators.encoders import signals
 from gnncy.evaluate import linear_probe
 from gnncy.storage import FeatureStorage
 

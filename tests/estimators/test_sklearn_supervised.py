@@ -19,7 +19,6 @@ EXPECTED = {
     "NodeClassifier": {
         "check_dtype_object": "arrays of objects are refused, not converted",
         "check_classifiers_classes": "-1 marks a node without a label",
-        "check_classifiers_train": "a full kernel matrix, as a graph, links all nodes to all",
         "check_classifiers_multilabel_representation_invariance": SQUARE,
         "check_classifiers_multilabel_output_format_predict": SQUARE,
         "check_classifiers_multilabel_output_format_predict_proba": SQUARE,

@@ -3,10 +3,10 @@ import numpy as np
 
 from gnncy import nn
 from gnncy._random import derive, stream
-from gnncy.estimators.smoothed import SmoothedEncoder
+from gnncy.estimators.encoders.smoothed import SmoothedEncoder
 from gnncy.losses.joint_embedding.objective import OBJECTIVES, JointEmbedding, Size
 from gnncy.nn import Tensor
-from gnncy.storage.passes import Diffusion, is_sparse
+from gnncy.storage.passes import is_sparse
 
 
 class RowEncoder(SmoothedEncoder):
@@ -18,9 +18,9 @@ class RowEncoder(SmoothedEncoder):
     def __init__(self, *, objectives: dict[str, float], hops: bool = True, **common) -> None:
         super().__init__(**common)
         self.objectives = objectives
+        self.hops = hops
         if not hops:
-            self.blocks = ((Diffusion("power", 0), 1.0),)
-            self.basis_diffusion = None
+            self.n_blocks, self.n_place, self.basis_diffusion, self.given = 1, 0, None, ("even", "none")
 
     def plan(self, adjacency, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features."""
@@ -30,6 +30,12 @@ class RowEncoder(SmoothedEncoder):
         weights = size.columns * (size.width + self.hidden) + self.hidden * (size.width + 1)
         stages["train"] |= joint_plan(self.objectives, size, weights, self.batch_size)
         return stages
+
+    def _structure(self, adjacency, both_ways, features, *, fit: bool) -> np.ndarray:
+        if self.hops:
+            return super()._structure(adjacency, both_ways, features, fit=fit)
+        self.structure_ = np.empty((0, 0, 0), np.float32)
+        return np.empty((features.shape[0], 1, 0), np.float32)
 
     def build(self, store) -> None:
         """The untrained encoder for a store of rows, under the heads of its objectives."""
@@ -65,7 +71,7 @@ class RowViews:
     def corrupted(self, encoder: nn.Module) -> Tensor:
         """Rows whose blocks (of a single block, columns) come from different nodes of the minibatch."""
         n, columns = self._x.shape
-        blocks = len(self._encoder.blocks)
+        blocks = self._encoder.n_blocks
         part = np.arange(columns) // (columns // blocks if blocks > 1 else 1)
         offsets = stream(self._key, "corrupted").integers(0, n, part[-1] + 1)
         rows = (np.arange(n)[:, None] + offsets[part]) % n

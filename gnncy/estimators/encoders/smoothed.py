@@ -1,6 +1,7 @@
 """The ``propagate`` encoder: features smoothed over the graph once, out of core, then an encoder of single rows."""
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, diags_array
@@ -9,7 +10,7 @@ from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.estimators.signals import (
+from gnncy.estimators.encoders.signals import (
     ALIKE,
     DISASSORTATIVE,
     HOPS,
@@ -29,10 +30,10 @@ from gnncy.storage.passes import (
     Diffusion,
     FeatureReducer,
     chunk_rows,
+    diffuse_tiles,
     fixed_signs,
     is_sparse,
     iter_nodes,
-    propagate,
     reduced_tiles,
     unit_rows,
 )
@@ -44,9 +45,10 @@ SMOOTHINGS = {
     "deep": ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
              (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5)),
     "shallow": tuple((Diffusion("power", hops), 1.0) for hops in range(HOPS + 1)),
+    "none": ((Diffusion("power", 0), 1.0),),
 }
 """Smoothings that stand side by side in a row, and the length of each in the row: ``deep`` where neighbours have
-like features, ``shallow``, every hop for itself, where they do not."""
+like features, ``shallow``, every hop for itself, where they do not, ``none`` for an encoder of the features alone."""
 BLOCKS = HOPS + 1  # each has a hop of the structure beside it
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
@@ -64,6 +66,12 @@ class SmoothedEncoder:
     The weights of the linear path start at the principal directions of the smoothed rows, so that training
     starts from what a careful user would compute without it.
     """
+
+    n_blocks = BLOCKS
+    n_place = PLACE  # columns of the structure beside each block
+    basis_diffusion: Diffusion | None = BASIS_DIFFUSION
+    given: tuple[str, str] | None = None  # propagation and smoothing, in place of those that the signals choose
+    model_: Any
 
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
                  batch_size: int, seed: int) -> None:
@@ -102,13 +110,13 @@ class SmoothedEncoder:
 
     def store_columns(self, n: int, d: int, sparse: bool) -> int:
         """Columns of the store that training reads."""
-        return BLOCKS * (self._reduced_width(n, d, sparse) + PLACE)
+        return self.n_blocks * (self._reduced_width(n, d, sparse) + self.n_place)
 
     def _reduces(self, d: int, sparse: bool) -> bool:
         return sparse or d > self.width
 
     def _reduced_width(self, n: int, d: int, sparse: bool) -> int:
-        return min(max(self.width - PLACE, 1), n, d) if self._reduces(d, sparse) else d
+        return min(max(self.width - self.n_place, 1), n, d) if self._reduces(d, sparse) else d
 
     def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool) -> FeatureStorage:
         """The store of smoothed rows, kept in ``work``; resumes where a stage is whole.
@@ -145,7 +153,7 @@ class SmoothedEncoder:
         self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
         if not self.reducer_.load(work.parent, d):
             log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), BASIS_DIFFUSION, work)
+            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), self.basis_diffusion, work)
             self.reducer_.save(work.parent)
             _memory.trim()
 
@@ -153,54 +161,61 @@ class SmoothedEncoder:
         """Write the store: blocks side by side, each centred and of its own length in every row."""
         with reduced_tiles(features, self.reducer_, folder) as source:
             if fit:
-                assortativity = degree_assortativity(both_ways)
-                agreement = feature_agreement(both_ways, source, derive(self.seed, "agreement"))
-                self.propagation_ = "hubs" if assortativity < DISASSORTATIVE else "even"
-                self.smoothing_ = "deep" if agreement > ALIKE else "shallow"
-                log.info("degree assortativity %.2f, agreement of neighbours' features %.2f", assortativity, agreement)
+                self.propagation_, self.smoothing_ = self.given or self._choose(both_ways, source)
             log.info("smoothing over the graph (%s, %s): %d blocks of %d columns", self.propagation_, self.smoothing_,
-                     BLOCKS, source.shape[1])
+                     self.n_blocks, source.shape[1])
             smoothings = SMOOTHINGS[self.smoothing_]
             matrix = propagation_matrix(both_ways, self.propagation_)
-            blocks = propagate(matrix, source, [diffusion for diffusion, _ in smoothings], folder)
+            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in smoothings], folder)
         del matrix
-        place = structure(adjacency, both_ways, row_lengths(features))
+        place = self._structure(adjacency, both_ways, features, fit=fit)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
-            self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
-                                        np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)],
-                                       dtype=np.float32, casting="same_kind")
         n, width = blocks[0].shape
         lengths = np.array([length for _, length in smoothings])
-        lengths *= np.sqrt(BLOCKS * width / (lengths**2).sum())  # entries of a row have mean square 1
-        place -= self.structure_[0]
-        place /= self.structure_[1]
-        np.clip(place, -4, 4, out=place)
+        lengths *= np.sqrt(self.n_blocks * width / (lengths**2).sum())  # entries of a row have mean square 1
         place *= np.float32(np.sqrt(STRUCTURE_SHARE * width / PLACE))
+        columns = self.n_blocks * (width + self.n_place)
 
         def rows():
-            size = chunk_rows(BLOCKS * (width + PLACE))
+            size = chunk_rows(columns)
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                chunk = np.empty((stop - start, BLOCKS, width + PLACE), np.float32)
+                chunk = np.empty((stop - start, self.n_blocks, width + self.n_place), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
                     chunk[:, b, :width] = unit_rows(part) * np.float32(lengths[b])
                 chunk[:, :, width:] = place[start:stop]
                 yield chunk.reshape(stop - start, -1)
 
-        FeatureStorage.from_blocks(path, (n, BLOCKS * (width + PLACE)), rows(), dtype=np.float32,
-                                   overwrite=True).close()
+        FeatureStorage.from_blocks(path, (n, columns), rows(), dtype=np.float32, overwrite=True).close()
         for block in blocks:
             block.close()
         _memory.trim()
+
+    def _choose(self, both_ways: csr_array, source) -> tuple[str, str]:
+        """Which way to smooth, by names in ``PROPAGATIONS`` and ``SMOOTHINGS``; no label is used."""
+        agreement = feature_agreement(both_ways, source, derive(self.seed, "agreement"))
+        log.info("agreement of neighbours' features %.2f", agreement)
+        return choose_propagation(both_ways), "deep" if agreement > ALIKE else "shallow"
+
+    def _structure(self, adjacency, both_ways, features, *, fit: bool) -> np.ndarray:
+        """Columns of the structure beside each block, standardised: n x blocks x columns."""
+        place = structure(adjacency, both_ways, row_lengths(features))
+        if fit:
+            self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
+                                        np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)],
+                                       dtype=np.float32, casting="same_kind")
+        place -= self.structure_[0]
+        place /= self.structure_[1]
+        return np.clip(place, -4, 4, out=place)
 
     def build(self, store: FeatureStorage) -> None:
         """The untrained encoder for a store of smoothed rows."""
         columns = store.shape[1]
         k, rng = self.n_components, stream(self.seed, "weights")
         encoder = nn.ResidualMLP(columns, self.hidden, k, rng=rng)
-        directions = _principal_directions(store, k, self.seed)
+        directions = principal_directions(store, k, self.seed, self.n_blocks, self.n_place)
         linear = directions.shape[1]  # at most k: where rows span fewer, the other columns are the perceptron's alone
         encoder.skip.weight.data[:, :linear] = directions
         encoder.skip.weight.data[:, linear:] = 0
@@ -225,17 +240,23 @@ class SmoothedEncoder:
         """Full minibatches of an epoch; the rows left over come at another place in the next epoch's order."""
         return max(1, n // self.batch_size)
 
-    def step(self, batch, key: int) -> tuple[float, int]:
+    def step(self, batch, key: int) -> tuple:
         """Loss and gradients of one minibatch: two random views of the same rows are each other's positives."""
         x, count = batch.features, len(batch.features)
-        views = np.concatenate([self._view(x, derive(key, "view", i)) for i in range(2)])
+        views = np.empty((2 * count, x.shape[1]), np.float32)
+        for i in range(2):
+            views[i * count:(i + 1) * count] = self._view(x, derive(key, "view", i))
         z = self.model_(Tensor(views))
         loss = info_nce(z[:count], z[count:], temperature=self.temperature, symmetric=True)
         loss.backward()
         return float(loss.data), count
 
+    def embed_batch(self, batch) -> tuple[np.ndarray, Tensor]:
+        """Ids and embeddings of the nodes of one minibatch, nothing dropped."""
+        return batch.node_ids, self.model_.encoder(Tensor(batch.features))
+
     def _view(self, x: np.ndarray, key: int) -> np.ndarray:
-        kept = drop_blocks(x, x.shape[1] // BLOCKS, self.dropout, key)
+        kept = drop_blocks(x, x.shape[1] // self.n_blocks, self.dropout, key)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
     def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
@@ -248,6 +269,13 @@ class SmoothedEncoder:
                     yield self.model_.encoder(Tensor(rows)).data
 
         FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
+
+
+def choose_propagation(adjacency: csr_array) -> str:
+    """The name in ``PROPAGATIONS`` that suits a symmetric graph, by how its degrees go together."""
+    assortativity = degree_assortativity(adjacency)
+    log.info("degree assortativity %.2f", assortativity)
+    return "hubs" if assortativity < DISASSORTATIVE else "even"
 
 
 def propagation_matrix(adjacency: csr_array, kind: str) -> csr_array:
@@ -269,16 +297,16 @@ def _column_means(tiles) -> np.ndarray:
     return means[:d].astype(np.float32)
 
 
-def _principal_directions(store, k: int, seed: int) -> np.ndarray:
+def principal_directions(store, k: int, seed: int, blocks: int = BLOCKS, place_columns: int = PLACE) -> np.ndarray:
     """Leading eigenvectors of the second moments of (a sample of) rows, ``columns x`` at most ``k``.
 
     The smoothed features and the structure have theirs apart, so that neither crowds out the other.
     """
     n, columns = store.shape
     ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
-    block = columns // BLOCKS
-    of_place = np.arange(columns) % block >= block - PLACE
-    smooth, place = (np.zeros((count, count)) for count in (BLOCKS * (block - PLACE), BLOCKS * PLACE))
+    block = columns // blocks
+    of_place = np.arange(columns) % block >= block - place_columns
+    smooth, place = (np.zeros((count, count)) for count in (columns - blocks * place_columns, blocks * place_columns))
     size = chunk_rows(columns)
     for start in range(0, len(ids), size):
         rows = store.read_batch(ids[start:start + size])
@@ -295,6 +323,8 @@ def _principal_directions(store, k: int, seed: int) -> np.ndarray:
 
 def _leading(moments: np.ndarray, k: int) -> np.ndarray:
     """At most ``k`` eigenvectors of the largest eigenvalues, none of an eigenvalue of 0."""
+    if not len(moments):
+        return moments
     values, vectors = np.linalg.eigh(moments)
     k = min(k, int((values > 1e-7 * max(values[-1], 1e-30)).sum()))
     return fixed_signs(vectors[:, ::-1][:, :k])
