@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 FAULTS = Path(__file__).parents[1] / "tests" / "faults"
-STORES = ("dense", "dense-new", "reorder", "reorder-writing", "in-place", "sparse", "snapshots")
-TRAINERS = ("fit", "phases", "cold", "propagate", "sage")
+STORES = ("dense", "dense-new", "reorder", "reorder-writing", "in-place", "append", "sparse", "snapshots")
+TRAINERS = ("fit", "phases", "cold", "propagate", "sage", "classifier", "table")
 WAYS = {"killed": ("kill",), "disk full": ("refuse", "ENOSPC"), "write error": ("refuse", "EIO"),
         "read error": ("read", "EIO"), "short, interrupted, slow": ("noise",)}
 

@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-TRAINERS = ("propagate", "sage", "fit", "phases", "cold")
+TRAINERS = ("propagate", "sage", "fit", "phases", "cold", "classifier", "table")
 
 
 def load_scenarios():

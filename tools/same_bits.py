@@ -24,7 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 
-from gnncy import GraphEncoder, nn, optim
+from gnncy import GraphEncoder, NodeClassifier, NodeEmbedding, nn, optim
 from gnncy.datasets import load_wordnet, make_sbm
 from gnncy.storage import ArrayStorage, FeatureStorage, HyperbatchConfig, SparseFeatureStorage
 from gnncy.storage.plans import DiskModel
@@ -83,10 +83,26 @@ def cold(folder: Path, n_jobs=None, memory_limit="80MB", on_disk=True, prefetch=
         return weights(trainer.model)
 
 
-TRAINERS = {"propagate": propagate, "sage": sage, "Trainer": fit, "with phases": phases, "ColdTier": cold}
+def classifier(folder: Path, n_jobs=None, memory_limit="128MB", on_disk=True, prefetch=True) -> np.ndarray:
+    labels = np.where(np.arange(2000) < 1000, DATA.labels, -1)
+    model = NodeClassifier(16, hidden=32, max_epochs=10, random_state=0, n_jobs=n_jobs, memory_limit=memory_limit,
+                           prefetch=prefetch, checkpoint_dir=folder / "run")
+    with FeatureStorage(folder / "x.npy") as store:
+        return model.fit_transform(DATA.adjacency, labels, features=store if on_disk else DATA.features)
+
+
+def embedding(folder: Path, n_jobs=None, memory_limit="128MB") -> np.ndarray:
+    model = NodeEmbedding(16, epochs=10, random_state=0, n_jobs=n_jobs, memory_limit=memory_limit,
+                          folder=folder / "run")
+    return model.fit_transform(DATA.adjacency)
+
+
+TRAINERS = {"propagate": propagate, "sage": sage, "Classifier": classifier, "Embedding": embedding, "Trainer": fit,
+            "with phases": phases, "ColdTier": cold}
 TAKES = {propagate: {"n_jobs", "memory_limit", "on_disk", "prefetch"},
          fit: {"n_jobs", "on_disk", "prefetch"}, cold: {"n_jobs", "memory_limit", "on_disk", "prefetch", "plan"}}
-TAKES |= {sage: TAKES[propagate], phases: TAKES[fit]}
+TAKES |= {sage: TAKES[propagate], phases: TAKES[fit], classifier: TAKES[propagate],
+          embedding: {"n_jobs", "memory_limit"}}
 
 
 def weights(model) -> np.ndarray:

@@ -294,7 +294,7 @@ class NodeEmbedding(Estimator):
     def _write(self, table: EmbeddingTable, n: int, path: Path) -> None:
         step = self._vectors
         blocks = (table.gather(np.arange(first, min(first + _NODES, n)) * step) for first in range(0, n, _NODES))
-        FeatureStorage.from_blocks(path, (n, self.n_components), blocks).close()
+        FeatureStorage.from_blocks(path, (n, self.n_components), blocks, overwrite=True).close()
 
 
 class _Pairs:

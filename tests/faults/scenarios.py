@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
-from gnncy import GraphEncoder, nn, optim
+from gnncy import GraphEncoder, NodeClassifier, NodeEmbedding, nn, optim
 from gnncy.datasets import make_sbm
 from gnncy.storage import FeatureStorage, HyperbatchConfig, SparseFeatureStorage
 from gnncy.training import (
@@ -121,6 +121,24 @@ class InPlace(Dense):
             assert not store.verify().damaged
 
 
+class Append(Dense):
+    """Rows added at the end: all of them, or none."""
+
+    def prepare(self, folder):
+        FeatureStorage.from_array(X[:200], folder / "x.npy", order=np.arange(200)[::-1]).close()
+
+    def act(self, folder):
+        with FeatureStorage(folder / "x.npy", "r+") as store:
+            store.append(X[len(store):])
+
+    def check(self, folder):
+        found = self.read(folder)
+        assert len(found) in (200, 300) and np.array_equal(found, X[:len(found)])
+        self.act(folder)  # and life goes on
+        np.testing.assert_array_equal(self.read(folder), X)
+        assert names(folder) == {"x.npy", "x.npy.json", "x.npy.crc32.npy", "x.npy.order.npy"}, names(folder)
+
+
 class Sparse:
     def prepare(self, folder):
         SparseFeatureStorage.from_csr(SPARSE["old"], folder / "words").close()
@@ -206,6 +224,31 @@ class SageEncoder(Encoder):
     name = "sage"
 
 
+class Classifier(Run):
+    def act(self, folder):
+        y = np.where(np.arange(120) < 60, DATA.labels, -1)
+        model = NodeClassifier(4, hidden=8, reduced_width=8, max_epochs=3, random_state=0, memory_limit="64MB",
+                               checkpoint_dir=folder / "run").fit(DATA.adjacency, y, features=DATA.features)
+        np.save(folder.parent / "result.npy", model.embedding_)
+
+    def read(self, folder):
+        return np.load(folder.parent / "result.npy")
+
+
+class Table(Run):
+    def act(self, folder):
+        model = NodeEmbedding(8, epochs=4, random_state=0, folder=folder / "run", memory_limit="64MB")
+        np.save(folder.parent / "result.npy", model.fit_transform(DATA.adjacency))
+
+    def read(self, folder):
+        return np.load(folder.parent / "result.npy")
+
+    def check(self, folder):
+        super().check(folder)
+        journal = folder / "run" / "table.npy.journal"
+        assert not journal.exists() or not journal.stat().st_size
+
+
 class Fit(Run):
     phases: PhaseConfig | None = None
 
@@ -262,7 +305,7 @@ class Cold(Run):
 
 SCENARIOS = {"dense": Dense, "dense-new": DenseNew, "reorder": Reorder, "reorder-writing": ReorderWriting,
              "in-place": InPlace, "sparse": Sparse, "snapshots": Snapshots, "propagate": Encoder, "sage": SageEncoder,
-             "fit": Fit, "phases": Phases, "cold": Cold}
+             "fit": Fit, "phases": Phases, "cold": Cold, "append": Append, "classifier": Classifier, "table": Table}
 
 
 def names(folder):

@@ -3,7 +3,8 @@ import pytest
 
 
 @pytest.mark.parametrize("scenario,stride,least", [("dense", 2, 12), ("reorder-writing", 3, 10), ("in-place", 1, 10),
-                                                   ("sparse", 4, 9), ("snapshots", 2, 6), ("fit", 41, 10)])
+                                                   ("sparse", 4, 9), ("snapshots", 2, 6), ("fit", 41, 10),
+                                                   ("append", 2, 8), ("table", 7, 8)])
 def test_killed_before_any_call_nothing_is_lost(inject, scenario, stride, least):
     assert inject("kill", scenario, stride)["killed"] >= least
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gnncy._kernels.storage import blockio
-from gnncy.errors import StorageError
-from gnncy.storage._blocks import MAX_RUN, PAGE, BlockFile, direct_empty, io_error, open_direct, together
+from gnncy.storage._blocks import MAX_RUN, PAGE, BlockFile, direct_empty, io_error, open_direct, together, write_all
 
 IN_FLIGHT = 12  # blocks that are moved at the same time
 _IMAGES = 8  # blocks that the journal copies at a time
@@ -145,11 +144,9 @@ class Journal:
                 entry[:PAGE] = 0
                 entry[:_ENTRY.size] = np.frombuffer(_ENTRY.pack(*head, zlib.crc32(repr(head).encode())), np.uint8)
             data = self._buffer[:len(some)].reshape(-1).data
-            done = os.pwrite(self._fd, data, self._end)
-            if done != data.nbytes:
-                raise StorageError(f"{self.path}: only {done} of {data.nbytes} bytes could be written; free some space")
-            self._file.stats.add(bytes_written=done, operations=1)
-            self._end += done
+            write_all(self._fd, self.path, data, self._end)
+            self._file.stats.add(bytes_written=data.nbytes, operations=1)
+            self._end += data.nbytes
         os.fsync(self._fd)
         self._saved[blocks] = True
 

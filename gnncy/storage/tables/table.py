@@ -478,9 +478,10 @@ class EmbeddingTable:
 
     def _roll_back(self, file: TableFile) -> None:
         if self._journaled:
-            self._journal.roll_back(self._generation)
-            head = _read_sidecar(self.path)
+            head = _read_sidecar(self.path)  # a checkpoint may count although its writer was told of an error
             self.steps, self.lr, self.progress = head["steps"], head["lr"], head["progress"]
+            self._generation = head["generation"]
+            self._journal.roll_back(self._generation)
             self._journal.clear()
             _journal_file(self.path).unlink(missing_ok=True)
             self._journal.close()
