@@ -1,8 +1,6 @@
 """A heap of ranks."""
 import numpy as np
 
-from libc.stdint cimport int32_t
-
 RANK = np.dtype([("key", np.float64), ("id", np.uint32), ("slot", np.int32)])
 
 

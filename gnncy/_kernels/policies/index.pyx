@@ -1,7 +1,7 @@
 """The hash table of ids and slots."""
 import numpy as np
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport uint32_t
 
 
 cdef class Index:
