@@ -5,9 +5,9 @@ import inspect
 
 import pytest
 
-ROOMS = ("graph", "storage", "storage.passes", "storage.plans", "storage.policies", "datasets", "nn",
-         "nn.checkpointing", "losses", "optim", "optim.compression", "training", "training.phases", "estimators",
-         "evaluate", "plot", "errors")
+ROOMS = ("graph", "storage", "storage.passes", "storage.plans", "storage.policies", "storage.tables", "datasets", "nn",
+         "nn.checkpointing", "losses", "optim", "optim.compression", "training", "training.continual",
+         "training.phases", "estimators", "evaluate", "plot", "errors")
 BRIEF = {"nn", "storage.passes", "storage.plans", "storage.policies"}
 # Sections in the wrong order or underlined wrongly, no summary, parameters that do not exist or stand in another order.
 SOUND = {"GL06", "GL07", "SS01", "PR02", "PR03"}
