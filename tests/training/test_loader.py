@@ -188,7 +188,7 @@ def test_the_number_of_negatives_wins_over_the_miners():
 
 
 def test_a_ring_may_be_empty():
-    pair = sp.block_diag([np.array([[0, 1], [1, 0]])] * 20, "csr")
+    pair = sp.block_diag([sp.csr_array(np.array([[0, 1], [1, 0]]))] * 20, "csr")
     loader = GraphLoader(pair, X[:40], negatives=GraphHardNegativeMiner(pair, n_negatives=3), candidates=10)
     batch, x = epoch(loader)[0]
     z = nn.Tensor(X[batch.seeds], requires_grad=True)
