@@ -361,7 +361,7 @@ def ahead(call: Callable[[int], T], n: int, depth: int) -> Iterator[T]:
         wait([future for future in pending if not future.cancel()])
 
 
-def in_background(items: Iterator[T]) -> Iterator[T]:
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
     """The same items; the next one is made while one is in use."""
     threads, end = current_threads(), object()
 

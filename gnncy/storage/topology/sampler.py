@@ -12,7 +12,7 @@ from gnncy._random import derive, seed_from
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, SampledBatch
 from gnncy.graph.sampler import check_fanouts
-from gnncy.storage._blocks import in_background
+from gnncy.storage._blocks import one_ahead
 from gnncy.storage.topology.graph import GraphStorage
 
 _SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
@@ -158,7 +158,7 @@ class StorageSampler:
         """
         epoch, first = check_int(epoch, "epoch", low=0), check_int(first, "first", low=0)
         groups = self._groups(iter(seeds), epoch, first)
-        for group in in_background(groups) if self.prefetch else groups:
+        for group in one_ahead(groups) if self.prefetch else groups:
             group.reverse()
             while group:
                 yield self._finish(group.pop(), epoch)
