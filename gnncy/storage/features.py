@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,31 +17,26 @@ from gnncy._check import check_choice, check_ids, check_int, check_out
 from gnncy._kernels import narrow
 from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import MemoryLimitError, StorageError
-from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty, read_npy_header
+from gnncy.storage._blocks import BlockFile, IOStatistics, ahead, ascending, direct_empty
 from gnncy.storage._sidecar import (
     appending,
     check_rows,
     invert,
-    lock,
-    read_order,
-    read_sidecar,
     scatter_rows,
     sidecar_file,
     table_file,
-    tidy,
     unlock,
     writing,
 )
 from gnncy.storage.layout import checksums
 from gnncy.storage.layout.checksums import VerifyReport, WrittenExtents
-from gnncy.storage.layout.reference import HEADER, read_reference
 from gnncy.storage.layout.rewrite import GOOD_RUN, permute_rows, pick_rows, tile_rows
+from gnncy.storage.layout.rows import SLICE, RowsFile, open_rows
 
 if TYPE_CHECKING:
     from gnncy.storage.plans import DiskModel
 
 _CHUNK = 8 * 1024 * 1024  # bytes of rows that streaming calls hold by default
-_SLICE = 1 << 17  # rows whose reads are planned at once
 _WIDEN = 2 * 1024 * 1024  # bytes of narrow rows that are read before they are widened
 
 
@@ -105,10 +101,10 @@ class FeatureStorage:
     """
 
     ndim = 2
+    _closed = True  # until a file was opened
 
     def __init__(self, path, mode: str = "r", *, io_threads: int | None = None, direct: bool | None = None,
                  disk: "DiskModel | None" = None):
-        self._file: BlockFile | None = None
         self.path = Path(path)
         self.mode = check_choice(mode, "mode", ("r", "r+"))
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
@@ -121,58 +117,11 @@ class FeatureStorage:
 
     def _attach(self) -> None:
         """Open and validate the file; sets everything that depends on what it holds."""
-        while not self._attach_once():
-            pass  # another process renamed a new file onto the path while this one was reading what lies beside it
-
-    def _attach_once(self) -> bool:
-        writes = self._writer == os.getpid()
-        opened = BlockFile(self.path, os.O_RDWR if writes else os.O_RDONLY, direct=self._direct, disk=self._disk,
-                           io_threads=self.io_threads, stats=self.stats)
-        try:
-            if writes:
-                lock(opened.fd, self.path)
-            with open(opened.fd, "rb", closefd=False) as file:
-                foreign = read_reference(file, self.path)
-                shape, file_dtype, offset, crc = ((foreign[0], np.dtype("<f4"), HEADER, 0) if foreign
-                                                  else read_npy_header(file, self.path))
-            self._check_form(file_dtype, shape)
-            if len(shape) != 2 or 0 in shape:
-                raise StorageError(f"{self.path}: an array of shape {shape}, need (n_nodes, dim) with at least one row "
-                                   f"and column; reshape it and save it again")
-            stride = foreign[1] if foreign else shape[1] * file_dtype.itemsize
-            try:
-                meta = None if foreign else read_sidecar(self.path, opened, shape, file_dtype, crc)
-            except StorageError:
-                with open(opened.fd, "rb", closefd=False) as file:
-                    file.seek(0)
-                    if read_npy_header(file, self.path)[3] == crc:
-                        raise
-                opened.close()
-                return False  # rows were appended in the meantime
-            if meta is None and writes:
-                what = "file in the reference layout" if foreign else "plain .npy file without its sidecar " + \
-                       sidecar_file(self.path).name
-                raise StorageError(f"{self.path}: a {what} opens read-only; use mode='r', or copy it with "
-                                   f"FeatureStorage.convert(path, new_path)")
-            position = None if meta is None or meta["order"] is None else read_order(self.path, shape[0], meta)
-            summed = meta is not None and meta["checksums"] is not None
-            written = WrittenExtents(table_file(self.path), shape[0] * stride) if writes and summed else None
-            if not os.path.samestat(os.fstat(opened.fd), os.stat(self.path)):
-                opened.close()
-                return False
-            if writes:
-                tidy(self.path)
-        except BaseException:
-            opened.close()
-            raise
-        self._file, self._pid = opened, os.getpid()
-        self._columns, self.file_dtype, self._offset, self._position = shape[1], file_dtype, offset, position
-        self._shape = shape[0], shape[1] - self._EXTRA
-        self.dtype = np.dtype(np.float64 if file_dtype.itemsize == 8 else np.float32)
-        self.finite_checked = bool(meta and meta["finite"])
-        self._row_bytes, self._stride = shape[1] * file_dtype.itemsize, stride
-        self._summed, self._written = summed, written
-        return True
+        rows = open_rows(self.path, self._writer == os.getpid(), self._check_form, direct=self._direct, disk=self._disk,
+                         io_threads=self.io_threads, stats=self.stats)
+        self._rows, self._pid, self._closed = rows, os.getpid(), False
+        self.file_dtype, self.finite_checked = rows.dtype, rows.finite
+        self.dtype = np.dtype(np.float64 if rows.dtype.itemsize == 8 else np.float32)
 
     # How rows lie in the file, which a subclass may change
 
@@ -369,32 +318,32 @@ class FeatureStorage:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        return self._shape
+        return self._rows.shape[0], self._rows.shape[1] - self._EXTRA
 
     @property
     def n_nodes(self) -> int:
         """Number of rows."""
-        return self._shape[0]
+        return self.shape[0]
 
     @property
     def dim(self) -> int:
         """Length of a row."""
-        return self._shape[1]
+        return self.shape[1]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the rows in the file."""
-        return self.n_nodes * self._row_bytes
+        return self._rows.nbytes
 
     @property
     def order(self) -> np.ndarray | None:
         """Node id stored at each place; None if rows lie in the order of the ids."""
-        return None if self._position is None else invert(self._position).astype(np.int64)
+        return None if self._rows.position is None else invert(self._rows.position).astype(np.int64)
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._file is None
+        return self._closed
 
     @property
     def direct(self) -> bool:
@@ -406,7 +355,7 @@ class FeatureStorage:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.mode
-        order = "" if self._position is None else ", ordered"
+        order = "" if self._rows.position is None else ", ordered"
         return (f"{type(self).__name__}({str(self.path)!r}, {self.n_nodes} x {self.dim} {self.file_dtype.name}{order}, "
                 f"{format_bytes(self.nbytes)}, {state})")
 
@@ -435,7 +384,7 @@ class FeatureStorage:
             If the file cannot be read; its ``errno`` is that of the failed call.
         """
         ids = check_ids(ids, self.n_nodes, "ids")
-        return self._gather(ids if self._position is None else self._position[ids], self._target(out, len(ids)))
+        return self._gather(self._places(ids), self._target(out, len(ids)))
 
     take = read_batch
 
@@ -449,30 +398,15 @@ class FeatureStorage:
         stop = check_int(stop, "stop", start, self.n_nodes)
         out = self._target(out, stop - start)
         narrow = self.file_dtype != out.dtype
-        step = max(1, (_WIDEN // self._row_bytes) if narrow else stop - start)
+        stored = self._on_disk()
+        step = max(1, (_WIDEN // stored.row_bytes) if narrow else stop - start)
         for low in range(start, stop, step):
             rows = out[low - start:low - start + step]
             if narrow:
-                stored = self._stored(low, np.empty((len(rows), self._columns), self.file_dtype))
-                self._decode(stored, rows, np.arange(len(rows)))
+                self._decode(stored.read(low, stored.empty(len(rows))), rows, np.arange(len(rows)))
             else:
-                self._stored(low, rows)
+                stored.read(low, rows)
         return out
-
-    def _stored(self, start: int, out: np.ndarray) -> np.ndarray:
-        """Fill ``out`` with rows from ``start`` in storage order, as they are in the file."""
-        if self._stride == self._row_bytes:
-            self._opened().read_range(self._offset + start * self._stride, out)
-        else:
-            for low in range(0, len(out), _SLICE):
-                place = np.arange(low, min(low + _SLICE, len(out)))
-                self._read_places(start + place, place, out)
-        return out
-
-    def _read_places(self, rows: np.ndarray, place: np.ndarray, out: np.ndarray, in_flight: int | None = None) -> None:
-        """Read stored rows (ascending) to places of ``out``."""
-        self._opened().gather(rows * self._stride + self._offset, np.broadcast_to(np.int64(self._row_bytes), len(rows)),
-                              place * self._row_bytes, out, in_flight)
 
     def iter_rows(self, chunk_rows: int | None = None, *, drop_cache: bool = False,
                   read_ahead: int = 0, reuse: bool = False) -> Iterator[np.ndarray]:
@@ -499,7 +433,7 @@ class FeatureStorage:
             stop = min(start + step, self.n_nodes)
             rows = self.read_rows(start, stop, own[k % len(own)][:stop - start] if own else None)
             if drop_cache:
-                self._opened().drop(self._offset + start * self._stride, (stop - start) * self._stride)
+                self._on_disk().drop(start, stop)
             return rows
 
         return ahead(block, -(-self.n_nodes // step), depth)
@@ -507,7 +441,7 @@ class FeatureStorage:
     def __getitem__(self, key) -> np.ndarray:
         if isinstance(key, slice):
             start, stop, step = key.indices(self.n_nodes)
-            if self._position is None and step == 1:
+            if self._rows.position is None and step == 1:
                 return self.read_rows(start, max(start, stop))
             return self.read_batch(np.arange(start, stop, step))
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
@@ -531,6 +465,11 @@ class FeatureStorage:
         rows = self[:]
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
+    def _places(self, ids: np.ndarray) -> np.ndarray:
+        """Where the rows of nodes are stored."""
+        position = self._on_disk().position
+        return ids if position is None else position[ids]
+
     def _target(self, out, n: int) -> np.ndarray:
         shape = (n, self.dim)
         if out is None:
@@ -538,17 +477,17 @@ class FeatureStorage:
         return check_out(out, shape, self.dtype)
 
     def _gather(self, rows: np.ndarray, out: np.ndarray, in_flight: int | None = None) -> np.ndarray:
+        stored, narrow = self._on_disk(), self.file_dtype != out.dtype
         rows, place = ascending(rows)
-        narrow = self.file_dtype != out.dtype
-        step = max(1, _WIDEN // self._row_bytes) if narrow else _SLICE
+        step = max(1, _WIDEN // stored.row_bytes) if narrow else SLICE
         for low in range(0, len(rows), step):
             some, own = rows[low:low + step], place[low:low + step]
             if narrow:
-                stored = np.empty((len(some), self._columns), self.file_dtype)
-                self._read_places(some, np.arange(len(some)), stored, in_flight)
-                self._decode(stored, out, own)
+                there = stored.empty(len(some))
+                stored.pick(some, np.arange(len(some)), there, in_flight)
+                self._decode(there, out, own)
             else:
-                self._read_places(some, own, out, in_flight)
+                stored.pick(some, own, out, in_flight)
         return out
 
     # Writing
@@ -573,16 +512,15 @@ class FeatureStorage:
         if isinstance(ids, (int, np.integer)):
             ids, rows = [ids], np.asarray(rows)[None]
         ids = check_ids(ids, self.n_nodes, "ids")
-        rows = self._encode(rows, self._columns, self.file_dtype, "rows")
+        rows = self._encode(rows, self._rows.shape[1], self.file_dtype, "rows")
         if len(rows) != len(ids):
             raise ValueError(f"rows must have one row for each of the {len(ids)} ids, got shape {rows.shape}")
-        places = ids if self._position is None else self._position[ids]
-        file = self._opened()
+        places, file = self._places(ids), self._opened()
         with self._writing:
             self._dirty = True
-            if self._written is not None and len(places):
-                self._written.mark(places.astype(np.int64) * self._row_bytes, self._row_bytes)
-            scatter_rows(file, self._offset, places, rows)
+            if self._rows.written is not None and len(places):
+                self._rows.written.mark(places.astype(np.int64) * self._rows.row_bytes, self._rows.row_bytes)
+            scatter_rows(file, self._rows.offset, places, rows)
 
     def append(self, rows, *, chunk_rows: int | None = None) -> np.ndarray:
         """Add rows of new nodes behind those that are there.
@@ -629,15 +567,16 @@ class FeatureStorage:
                 return np.arange(n, n)
             self.flush()
             file, step = self._opened(), _chunk_rows(chunk_rows, self.dim, self.file_dtype)
-            table = (checksums.load_table(table_file(self.path), self.nbytes) if self._summed
+            table = (checksums.load_table(table_file(self.path), self.nbytes) if self._rows.summed
                      else np.full(checksums.n_extents(self.nbytes), checksums.UNKNOWN))
-            with appending(self.path, file, (n, self._columns), more, self.file_dtype, self.order, table,
+            with appending(self.path, file, (n, self._rows.shape[1]), more, self.file_dtype, self.order, table,
                            self.finite_checked, self._encode) as writer:
                 for start in range(0, more, step):
                     writer.append(n + start, rows[start:start + step])
-            self._shape = n + more, self.dim
-            self._position = None if writer.order is None else invert(writer.order)
-            self._summed, self._written = True, WrittenExtents(table_file(self.path), self.nbytes)
+            grown = replace(self._rows, shape=(n + more, self._rows.shape[1]), summed=True,
+                            position=None if writer.order is None else invert(writer.order))
+            grown.written = WrittenExtents(table_file(self.path), grown.nbytes)
+            self._rows = grown
         return np.arange(n, n + more)
 
     def flush(self) -> None:
@@ -648,8 +587,8 @@ class FeatureStorage:
         file = self._opened()
         with self._writing:
             file.sync()
-            if self._written is not None:
-                self._written.settle(file, self._offset, self.nbytes)
+            if self._rows.written is not None:
+                self._rows.written.settle(file, self._rows.offset, self.nbytes)
             self._dirty = False
 
     # The whole file
@@ -685,20 +624,20 @@ class FeatureStorage:
         opened = self._opened()
         if self._writer == os.getpid():
             self.flush()
-        table = partial(checksums.load_table, table_file(self.path), self.nbytes) if self._summed else None
+        table = partial(checksums.load_table, table_file(self.path), self.nbytes) if self._rows.summed else None
         # What counts is on the disk, not in the page cache.
         with BlockFile(self.path, direct=True, io_threads=self.io_threads, stats=self.stats) as file:
             if not os.path.sameopenfile(file.fd, opened.fd):
                 raise StorageError(f"{self.path} was replaced by another file while open; open it again")
-            damaged, unchecked = checksums.check(file, self._offset, self.nbytes, table)
-        ranges = checksums.row_ranges(damaged, self._row_bytes, self.n_nodes)
+            damaged, unchecked = checksums.check(file, self._rows.offset, self.nbytes, table)
+        ranges = checksums.row_ranges(damaged, self._rows.row_bytes, self.n_nodes)
         nodes = checksums.members(ranges)
-        if len(nodes) and self._position is not None:
+        if len(nodes) and self._rows.position is not None:
             bad = np.zeros(self.n_nodes, bool)
             bad[nodes] = True
-            nodes = np.flatnonzero(bad[self._position])
+            nodes = np.flatnonzero(bad[self._rows.position])
         return VerifyReport(self.path, self.n_nodes, ranges,
-                            checksums.row_ranges(unchecked, self._row_bytes, self.n_nodes), nodes)
+                            checksums.row_ranges(unchecked, self._rows.row_bytes, self.n_nodes), nodes)
 
     def reorder(self, order, path=None, *, memory_limit: int | float | str = "256MB",
                 overwrite: bool = False) -> "FeatureStorage":
@@ -749,33 +688,34 @@ class FeatureStorage:
         >>> store.close()
         """
         here = path is None or os.path.exists(path) and os.path.samefile(path, self.path)
-        if path is None and self._summed is False and not sidecar_file(self.path).exists():
+        if path is None and self._rows.summed is False and not sidecar_file(self.path).exists():
             raise StorageError(f"{self.path}: not a file of this class; rewrite it with FeatureStorage.convert(path, "
                                f"order=order)")
         target = self.path if here else Path(path)
-        rows = tile_rows(self.n_nodes, self._row_bytes, parse_bytes(memory_limit))
+        rows = tile_rows(self.n_nodes, self._rows.row_bytes, parse_bytes(memory_limit))
         if self._writer == os.getpid():
             self.flush()
         native = self.file_dtype.newbyteorder("<")
-        with writing(target, (self.n_nodes, self._columns), native, order, overwrite or path is None,
+        with writing(target, (self.n_nodes, self._rows.shape[1]), native, order, overwrite or path is None,
                      finite=self.finite_checked, owned=here and self._writer == os.getpid(),
                      encode=check_rows) as writer:
-            wanted, position = writer.order, self._position
+            wanted, position = writer.order, self._rows.position
 
             def source(start: int, stop: int) -> np.ndarray:
                 nodes = np.arange(start, stop) if wanted is None else wanted[start:stop]
                 return nodes if position is None else position[nodes]
 
+            stored = self._on_disk()
             if 2 * rows >= self.n_nodes and self.file_dtype == native:
-                pick_rows(writer, self._read_places, source, rows)
+                pick_rows(writer, stored.pick, source, rows)
             else:
-                permute_rows(writer, lambda start, stop: self._stored(start, np.empty(
-                    (stop - start, self._columns), self.file_dtype)).astype(native, copy=False), source, rows)
+                permute_rows(writer, lambda start, stop: stored.read(start, stored.empty(stop - start)).astype(
+                    native, copy=False), source, rows)
         if not here:
             return type(self)(target)
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        if not self._closed:
+            self._closed = True
+            self._rows.file.close()
         self._attach()
         return self
 
@@ -788,36 +728,39 @@ class FeatureStorage:
             raise StorageError(f"{self.path} is open for writing in process {self._writer}, from which this one was "
                                f"forked; write there, or open it again here after closing it there")
 
-    def _opened(self) -> BlockFile:
-        if self._file is None:
+    def _on_disk(self) -> RowsFile:
+        if self._closed:
             raise ValueError(f"{self.path}: the storage is closed; open it again")
         if self._pid != os.getpid():
             with self._attaching:
                 self._attach_again()
-        return self._file
+        return self._rows
+
+    def _opened(self) -> BlockFile:
+        return self._on_disk().file
 
     def _attach_again(self) -> None:
         # A forked child has the parent's descriptor, and with it the parent's lock: it reads through its own.
-        if self._file is None or self._pid == os.getpid():
+        if self._closed or self._pid == os.getpid():
             return
-        inherited, before = self._file, (self._shape, self.file_dtype)
+        inherited = self._rows
         self._attach()
-        inherited.close()
-        if (self._shape, self.file_dtype) != before:
+        inherited.file.close()
+        if (self._rows.shape, self._rows.dtype) != (inherited.shape, inherited.dtype):
             raise StorageError(f"{self.path} was replaced by another file while open; open it again")
 
     def close(self) -> None:
         """Flush what was written and let go of the file. Closing twice does nothing."""
-        if self._file is None:
+        if self._closed:
             return
         try:
             if self._writer == os.getpid():
                 self.flush()
         finally:
-            file, self._file = self._file, None
+            self._closed = True
             if self._writer == os.getpid():
-                unlock(file.fd)
-            file.close()
+                unlock(self._rows.file.fd)
+            self._rows.file.close()
 
     def __enter__(self) -> "FeatureStorage":
         return self
@@ -826,7 +769,7 @@ class FeatureStorage:
         self.close()
 
     def __del__(self):
-        if getattr(self, "_file", None) is not None and not sys.is_finalizing():
+        if not self._closed and not sys.is_finalizing():
             if self._pid == os.getpid():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()

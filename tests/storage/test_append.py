@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from gnncy.errors import StorageError
-from gnncy.storage import FeatureStorage, features
+from gnncy.storage import FeatureStorage
 from gnncy.storage.layout import checksums
+from gnncy.storage.layout import rows as rows_on_disk
 
 
 @pytest.fixture
@@ -132,8 +133,8 @@ def test_a_crash_at_any_step_leaves_the_file_before_or_after(path, x, ordered, s
             store.append(x[500:])
         except Killed:
             pass
-    store._file.close()
-    store._file = None
+    store._rows.file.close()
+    store._closed = True
     with FeatureStorage(path, "r+") as store:
         assert len(store) in (500, 900) and store.verify().ok
         np.testing.assert_array_equal(store[:], x[:len(store)])
@@ -167,7 +168,7 @@ def test_extents_not_known_before_stay_so(path, x, small_extents):
 
 def test_other_storages_of_the_file_go_on(path, x, monkeypatch):
     FeatureStorage.from_array(x[:500], path).close()
-    read, grown = features.read_sidecar, []
+    read, grown = rows_on_disk.read_sidecar, []
 
     def meanwhile(*args):
         if not grown:
@@ -177,7 +178,7 @@ def test_other_storages_of_the_file_go_on(path, x, monkeypatch):
         return read(*args)
 
     with FeatureStorage(path) as old:
-        monkeypatch.setattr(features, "read_sidecar", meanwhile)
+        monkeypatch.setattr(rows_on_disk, "read_sidecar", meanwhile)
         with FeatureStorage(path) as new:
             np.testing.assert_array_equal(new[:], x)
         np.testing.assert_array_equal(old[:], x[:500])

@@ -114,9 +114,9 @@ def test_the_variable_is_believed(tmp_path, monkeypatch, measured):
     assert measured == []
     FeatureStorage.from_array(np.ones((5, 5), np.float32), tmp_path / "x.npy").close()
     with FeatureStorage(tmp_path / "x.npy") as store:
-        assert store._file.disk == disk
+        assert store._opened().disk == disk
     with FeatureStorage(tmp_path / "x.npy", disk=DiskModel(1, 1, 1)) as store:  # an argument is believed more
-        assert store._file.disk == DiskModel(1, 1, 1)
+        assert store._opened().disk == DiskModel(1, 1, 1)
 
 
 @pytest.mark.parametrize("text", ["fast", "operation=14us", "operation=14us,read=1GB/s",

@@ -237,7 +237,7 @@ def test_the_page_cache_is_noticed(folder):
     ids = np.arange(0, 4000, 40)  # 20 KiB apart
     with FeatureStorage(folder / "x.npy", direct=False, disk=DiskModel(8e-3, 2e8, 2e8)) as store:
         store.read_rows(0, 4000)
-        fd = store._file.fd
+        fd = store._opened().fd
         at = ids * 512 + 4096
         if blockio.cached(fd, at, 16) < 0:
             pytest.skip("this file system does not tell what is in the page cache")
@@ -246,7 +246,7 @@ def test_the_page_cache_is_noticed(folder):
         store.read_batch(ids)
         assert (store.stats - before).operations == 100  # copying 20 KB costs more than a call
         os.fdatasync(fd)
-        store._file.drop(0, 0)
+        store._opened().drop(0, 0)
         assert blockio.cached(fd, at + 2 * PAGE, 16) < 16  # elsewhere: what is asked for comes into the cache
         before = store.stats.snapshot()
         store.read_batch(ids)
@@ -268,7 +268,7 @@ def test_no_more_are_in_flight_than_asked_for(folder, monkeypatch):
     with FeatureStorage(folder / "x.npy", direct=False) as store:
         store.read_rows(0, 100_000)
         seen.clear()
-        if blockio.cached(store._file.fd, np.array([4096]), 1) < 1:
+        if blockio.cached(store._opened().fd, np.array([4096]), 1) < 1:
             pytest.skip("this file system does not tell what is in the page cache")
         store.read_batch(np.arange(100_000))
         assert seen == [1]

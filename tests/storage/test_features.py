@@ -291,7 +291,7 @@ def test_flush_syncs_what_was_written(path, syncs):
         store.write_features(1, [3, 4])
         store.flush()
         store.flush()
-        assert syncs.count(store._file.fd) == 1
+        assert syncs.count(store._opened().fd) == 1
         before = len(syncs)
         store.write_features(1, [5, 6])
     assert len(syncs) > before + 1  # closing syncs too
@@ -495,7 +495,7 @@ def test_a_file_cut_short_while_open_raises(path, x, threads):
 def test_a_failed_call_keeps_its_errno(path, x):
     with FeatureStorage.from_array(x, path) as store:
         folder = os.open(path.parent, os.O_RDONLY)
-        os.dup2(folder, store._file.fd)
+        os.dup2(folder, store._opened().fd)
         os.close(folder)
         with pytest.raises(StorageError, match="while reading at byte 4208") as caught:
             store.read_batch([4])
@@ -606,7 +606,7 @@ def test_a_forked_child_reads_through_its_own_descriptor(path, x):
 
 def test_pickle_is_path_and_mode(path, x):
     with FeatureStorage.from_array(x, path) as store, pickle.loads(pickle.dumps(store)) as other:
-        assert other.path == path and other.mode == "r" and other._file.fd != store._file.fd
+        assert other.path == path and other.mode == "r" and other._opened().fd != store._opened().fd
         np.testing.assert_array_equal(other[:], x)
     assert len(pickle.dumps(store)) < 500
 
@@ -624,7 +624,7 @@ def test_closing(path, x):
 
 def test_an_unclosed_storage_warns_and_lets_go(path, x):
     store = FeatureStorage.from_array(x, path)
-    fd = store._file.fd
+    fd = store._opened().fd
     with pytest.warns(ResourceWarning, match="unclosed FeatureStorage"):
         del store
     with pytest.raises(OSError):

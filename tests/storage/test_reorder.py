@@ -14,6 +14,7 @@ from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.graph import bfs_order
 from gnncy.storage import FeatureStorage, _sidecar, features
 from gnncy.storage.layout import rewrite
+from gnncy.storage.layout import rows as rows_on_disk
 
 N, DIM = 900, 17
 
@@ -222,7 +223,7 @@ def test_a_crash_at_any_step_pairs_every_row_with_its_id(path, x, before, after,
 
 def test_a_reader_that_meets_a_finished_swap_reads_again(path, x, monkeypatch):
     FeatureStorage.from_array(x, path, order=some_order(1)).close()
-    read, swapped = features.read_sidecar, []
+    read, swapped = rows_on_disk.read_sidecar, []
 
     def meanwhile(*args):
         if not swapped:
@@ -231,7 +232,7 @@ def test_a_reader_that_meets_a_finished_swap_reads_again(path, x, monkeypatch):
                 other.reorder(some_order(2))
         return read(*args)
 
-    monkeypatch.setattr(features, "read_sidecar", meanwhile)
+    monkeypatch.setattr(rows_on_disk, "read_sidecar", meanwhile)
     with FeatureStorage(path) as store:
         np.testing.assert_array_equal(store[:], x)
 

@@ -148,8 +148,8 @@ def test_extents_are_marked_before_they_are_written_and_summed_up_at_flush(path,
     FeatureStorage.from_array(x, path).close()
     with FeatureStorage(path, "r+") as store:
         seen = []
-        scatter = type(store._file).scatter
-        monkeypatch.setattr(type(store._file), "scatter", lambda *args: (seen.append(np.flatnonzero(marks(path))),
+        scatter = type(store._opened()).scatter
+        monkeypatch.setattr(type(store._opened()), "scatter", lambda *args: (seen.append(np.flatnonzero(marks(path))),
                                                                         scatter(*args)))
         store.write_features([100, 10, 300], x[:3])  # row 10 lies across two extents
         assert [s.tolist() for s in seen] == [[0, 1, 9, 28]]

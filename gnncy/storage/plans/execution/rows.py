@@ -27,11 +27,11 @@ class RowFile:
         self.nbytes = self.n * self.row_bytes
         self.widened = self.dtype != self.storage.dtype
         if self.is_file:
-            self.path, self.offset = self.storage.path, self.storage._offset
+            self.path, self.offset = self.storage.path, self.storage._rows.offset
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Where the rows of nodes lie, as a new array."""
-        position = self.storage._position if self.is_file else None
+        position = self.storage._rows.position if self.is_file else None
         return np.array(ids) if position is None else position[ids].astype(np.int64)
 
     def read(self, places: np.ndarray, out: np.ndarray) -> None:
