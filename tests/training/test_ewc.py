@@ -677,3 +677,29 @@ def test_damaged_and_foreign_folders_are_named(tmp_path):
     next(tmp_path.glob("anchor-??????.npy")).unlink()
     with pytest.raises(OSError):
         ColdTierEWC.open(tmp_path)
+
+
+def test_one_writer_of_a_state_on_disk(tmp_path):
+    rng = np.random.default_rng(3)
+    dense, table = rng.normal(size=(3, 40, 3)), np.zeros((40, 3))
+    with ColdTierEWC.create(tmp_path / "ewc", 40, 3, 2.0) as ewc:
+        with ColdTierEWC.open(tmp_path / "ewc") as other:
+            def gradients():  # in the midst of a change of the one, the other may look, but not change or tidy up
+                yield dense[0]
+                with pytest.raises(StorageError, match="being changed by another"):
+                    other.compute_fisher(dense)
+                with pytest.raises(StorageError, match="being changed by another"):
+                    other.strength = 1.0
+                with pytest.raises(StorageError, match="being changed by another"):
+                    ColdTierEWC.create(tmp_path / "ewc", 40, 3, overwrite=True)
+                with ColdTierEWC.open(tmp_path / "ewc") as third:
+                    assert third.penalty(table) == 0
+                yield dense[1]
+
+            ewc.compute_fisher(gradients())
+            assert ewc.n_samples == 2
+            with pytest.raises(StorageError, match="open it again"):
+                other.compute_fisher(dense)
+        ewc.consolidate(table)
+    with ColdTierEWC.open(tmp_path / "ewc") as again:
+        assert again.n_tasks == 1 and again.strength == 2.0

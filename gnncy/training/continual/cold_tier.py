@@ -1,6 +1,8 @@
 """Elastic weight consolidation of a table that is larger than memory: information and anchors lie on disk."""
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,8 @@ class ColdTierEWC:
     Notes
     -----
     A file is written beside the one that it replaces, and one small file says which counts: after a crash at any point,
-    :meth:`open` finds the state before or after the call. One process at a time may write.
+    :meth:`open` finds the state before or after the call. One at a time may write: a call that changes the state takes
+    the folder's lock, and is refused where another holds it or has changed the state since it was opened.
 
     Examples
     --------
@@ -76,7 +79,9 @@ class ColdTierEWC:
         self._offset = float.fromhex(state["offset"])
         self._generation, self._fisher_generation = state["generation"], state["fisher_generation"]
         self._chunk = max(1, _CHUNK_BYTES // (8 * self.dim))
-        self._remove_others()
+        with _locked(self.folder) as alone:
+            if alone:
+                self._remove_others()
         try:
             self._attach()
         except BaseException:
@@ -115,7 +120,10 @@ class ColdTierEWC:
         if (folder / "ewc.json").exists() and not overwrite:
             raise FileExistsError(f"{folder} holds a state already: ColdTierEWC.open(folder) goes on with it, "
                                   "overwrite=True replaces it")
-        _write_state(folder, state)
+        with _locked(folder) as alone:
+            if not alone:
+                raise _busy(folder)
+            _write_state(folder, state)
         return cls(folder)
 
     @classmethod
@@ -130,8 +138,10 @@ class ColdTierEWC:
 
     @strength.setter
     def strength(self, value: float) -> None:
-        self._strength = check_float(value, "strength", 0)
-        self._save()
+        strength = check_float(value, "strength", 0)
+        with self._changing():
+            self._strength = strength
+            self._save()
 
     @property
     def is_active(self) -> bool:
@@ -156,6 +166,10 @@ class ColdTierEWC:
         if isinstance(gradients, np.ndarray) and gradients.shape[1:] != (self.n_params, self.dim):
             raise ValueError(f"gradients must have shape (samples, {self.n_params}, {self.dim}), got "
                              f"{gradients.shape}")
+        with self._changing():
+            self._compute_fisher(gradients)
+
+    def _compute_fisher(self, gradients: Iterable) -> None:
         generation = self._generation + 1
         path = self._path("squares", generation)
         count = 0
@@ -183,6 +197,10 @@ class ColdTierEWC:
         RuntimeError
             If there is no Fisher information of this task.
         """
+        with self._changing():
+            self._consolidate(weights)
+
+    def _consolidate(self, weights) -> None:
         if not self.n_samples:
             raise RuntimeError("there is no Fisher information of this task: call compute_fisher(gradients) before "
                                "consolidate(weights)")
@@ -330,6 +348,18 @@ class ColdTierEWC:
                     parts, held = [], 0
         yield count, parts
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep other writers out, and out of what they have changed."""
+        with _locked(self.folder) as alone:
+            if not alone:
+                raise _busy(self.folder)
+            state = self._read_state()
+            if (state["generation"], state["strength"]) != (self._generation, self._strength):
+                raise StorageError(f"{self.folder} is not as it was left here: another has changed it, or a write "
+                                   "failed; open it again with ColdTierEWC.open(folder)")
+            yield
+
     def _path(self, what: str, generation: int) -> Path:
         return self.folder / f"{what}-{generation:06d}.npy"
 
@@ -389,6 +419,24 @@ class ColdTierEWC:
         except (ValueError, AttributeError, KeyError) as error:
             raise StorageError(f"{file} is damaged ({error!r}); restore it from a copy") from error
         return state
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder's lock, if nobody else does."""
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    alone = _files.lock(fd)
+    try:
+        yield alone
+    finally:
+        if alone:
+            _files.release(fd)
+        else:
+            os.close(fd)
+
+
+def _busy(folder: Path) -> StorageError:
+    return StorageError(f"{folder} is being changed by another process or thread; try again when it has ended")
 
 
 def _write_state(folder: Path, state: dict) -> None:
