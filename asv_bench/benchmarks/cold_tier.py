@@ -11,9 +11,10 @@ from gnncy.storage import ColdTierLoader, FeatureStorage
 from gnncy.storage.plans import Planner
 from gnncy.storage.plans.disk import DEFAULT
 
-QUICK = os.environ.get("GNNCY_BENCH") == "quick"
-NODES = 50_000 if QUICK else 400_000
-LIMIT = "60MB" if QUICK else "96MB"
+from . import sized
+
+NODES = sized(400_000, 50_000)
+LIMIT = sized("96MB", "60MB")
 
 
 def graph():

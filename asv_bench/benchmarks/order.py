@@ -10,7 +10,8 @@ from gnncy.datasets import make_sbm
 from gnncy.graph import bfs_order, community_order, degree_order, permute, rcm_order, vip_order
 from gnncy.storage import FeatureStorage
 
-QUICK = os.environ.get("GNNCY_BENCH") == "quick"
+from . import sized
+
 ORDERS = {"bfs": bfs_order, "community": community_order, "degree": degree_order, "rcm": rcm_order}
 
 
@@ -21,7 +22,7 @@ class Orders:
     param_names = ["order"]
 
     def setup(self, order):
-        n = 2_000 if QUICK else 100_000
+        n = sized(100_000, 2_000)
         graph = make_sbm(n, n // 500, n_features=1, seed=0).adjacency
         self.graph = permute(graph, np.random.default_rng(0).permutation(n))
 
@@ -45,7 +46,7 @@ class Rewrite:
     param_names = ["memory_limit"]
 
     def setup(self, memory_limit):
-        n = 20_000 if QUICK else 400_000
+        n = sized(400_000, 20_000)
         self.folder = tempfile.mkdtemp()
         x = np.random.default_rng(0).random((n, 64), np.float32)
         self.order = np.random.default_rng(1).permutation(n)

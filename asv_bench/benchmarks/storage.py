@@ -8,6 +8,8 @@ import scipy.sparse as sp
 
 from gnncy.storage import AdaptiveHotset, ArrayStorage, FeatureStorage, HyperbatchIterator, SparseFeatureStorage
 
+from . import sized
+
 
 class OnDisk:
     """A folder of its own for each benchmark."""
@@ -58,7 +60,7 @@ class Direct(OnDisk):
     param_names = ["direct"]
 
     def setup(self, direct):
-        n = 20_000 if os.environ.get("GNNCY_BENCH") == "quick" else 400_000
+        n = sized(400_000, 20_000)
         rng = np.random.default_rng(0)
         FeatureStorage.from_array(rng.random((n, 128), dtype=np.float32), self.make()).close()
         self.store = FeatureStorage(os.path.join(self.folder, "features.npy"), direct=direct)
