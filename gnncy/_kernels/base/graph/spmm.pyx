@@ -5,21 +5,27 @@ Terms are added one by one in the order of the row, so nothing is left to reasso
 from cython cimport floating
 from libc.stdint cimport int32_t, int64_t
 
-from gnncy._kernels._prefetch cimport prefetch_span
+from gnncy._kernels._prefetch cimport prefetch_span_early
 
 ctypedef fused index:
     int32_t
     int64_t
 
 cdef enum:
-    AHEAD = 12  # rows of x asked for before their turn
+    LINES = 128  # cache lines of x asked for before their turn: half the time of 12 rows where memory is large
     TILE = 64  # columns whose sums stay in registers; those left over add up in memory
+
+
+cdef inline Py_ssize_t rows_ahead(Py_ssize_t size) noexcept nogil:
+    """Rows to ask for before their turn, if ``size`` bytes of each are needed."""
+    return max(1, LINES * 64 // max(size, 64))
 
 
 def gather_sum(const index[::1] indptr, const index[::1] indices, const floating[:, ::1] x,
                const floating[::1] scale, Py_ssize_t start, Py_ssize_t stop, floating[:, ::1] out):
     """Write scale_i * sum_p x[indices_p] for rows start..stop."""
     cdef Py_ssize_t i, j, p, c, v, tile, d = x.shape[1], m = indices.shape[0], rest = d - d % TILE
+    cdef Py_ssize_t ahead = rows_ahead(TILE * sizeof(floating)), ahead_rest = rows_ahead((d - rest) * sizeof(floating))
     cdef floating[TILE] sums
     with nogil:
         for i in range(start, stop):
@@ -28,8 +34,8 @@ def gather_sum(const index[::1] indptr, const index[::1] indices, const floating
                 for j in range(TILE):
                     sums[j] = 0
                 for p in range(indptr[i], indptr[i + 1]):
-                    if p + AHEAD < m:
-                        prefetch_span(&x[indices[p + AHEAD], c], TILE * sizeof(floating))
+                    if p + ahead < m:
+                        prefetch_span_early(&x[indices[p + ahead], c], TILE * sizeof(floating))
                     v = indices[p]
                     for j in range(TILE):
                         sums[j] += x[v, c + j]
@@ -40,8 +46,8 @@ def gather_sum(const index[::1] indptr, const index[::1] indices, const floating
             for j in range(rest, d):
                 out[i, j] = 0
             for p in range(indptr[i], indptr[i + 1]):
-                if p + AHEAD < m:
-                    prefetch_span(&x[indices[p + AHEAD], rest], (d - rest) * sizeof(floating))
+                if p + ahead_rest < m:
+                    prefetch_span_early(&x[indices[p + ahead_rest], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
                 for j in range(rest, d):
                     out[i, j] += x[v, j]
@@ -54,6 +60,7 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
                  floating[:, ::1] out):
     """Write scale_i * sum_p weights_p x[indices_p] for rows start..stop."""
     cdef Py_ssize_t i, j, p, c, v, tile, d = x.shape[1], m = indices.shape[0], rest = d - d % TILE
+    cdef Py_ssize_t ahead = rows_ahead(TILE * sizeof(floating)), ahead_rest = rows_ahead((d - rest) * sizeof(floating))
     cdef floating w
     cdef floating[TILE] sums
     with nogil:
@@ -63,8 +70,8 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
                 for j in range(TILE):
                     sums[j] = 0
                 for p in range(indptr[i], indptr[i + 1]):
-                    if p + AHEAD < m:
-                        prefetch_span(&x[indices[p + AHEAD], c], TILE * sizeof(floating))
+                    if p + ahead < m:
+                        prefetch_span_early(&x[indices[p + ahead], c], TILE * sizeof(floating))
                     v = indices[p]
                     w = weights[p]
                     for j in range(TILE):
@@ -76,8 +83,8 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
             for j in range(rest, d):
                 out[i, j] = 0
             for p in range(indptr[i], indptr[i + 1]):
-                if p + AHEAD < m:
-                    prefetch_span(&x[indices[p + AHEAD], rest], (d - rest) * sizeof(floating))
+                if p + ahead_rest < m:
+                    prefetch_span_early(&x[indices[p + ahead_rest], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
                 w = weights[p]
                 for j in range(rest, d):
@@ -100,6 +107,7 @@ def maximum(const index[::1] indptr, const index[::1] indices, const floating[:,
             Py_ssize_t stop, floating[:, ::1] out):
     """Write the largest x[indices_p] of each column for rows start..stop; 0 for a row without entries."""
     cdef Py_ssize_t i, j, p, v, d = x.shape[1], m = indices.shape[0]
+    cdef Py_ssize_t ahead = rows_ahead(d * sizeof(floating))
     with nogil:
         for i in range(start, stop):
             if indptr[i] == indptr[i + 1]:
@@ -110,8 +118,8 @@ def maximum(const index[::1] indptr, const index[::1] indices, const floating[:,
             for j in range(d):
                 out[i, j] = x[v, j]
             for p in range(indptr[i] + 1, indptr[i + 1]):
-                if p + AHEAD < m:
-                    prefetch_span(&x[indices[p + AHEAD], 0], d * sizeof(floating))
+                if p + ahead < m:
+                    prefetch_span_early(&x[indices[p + ahead], 0], d * sizeof(floating))
                 v = indices[p]
                 for j in range(d):
                     out[i, j] = x[v, j] if x[v, j] > out[i, j] else out[i, j]
