@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from gnncy._files import replacing
+from gnncy._threads import run_pieces
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import PAGE, BlockFile, ahead, direct_empty, npy_header, read_npy_header, write_all
 
 EXTENT = 256 * 1024  # bytes under one checksum: a table of 32 bytes for each MiB, damage named to some hundred rows
 UNKNOWN = -1  # in a table: written since, and not yet summed up again
 _PIECE = 32  # extents that are read at a time
+_SUMMED = 4  # extents that a thread sums up at a time
 _MARKS = 8  # times that a writer marks what it is about to write; the next time it marks the whole file
 
 
@@ -99,17 +101,22 @@ class RunningChecksums:
         self._last = max(self._last, 0)
 
     def add(self, data) -> None:
-        """Take the next bytes."""
+        """Take the next bytes; each extent of them is summed up by one of the threads at hand."""
         view = memoryview(data).cast("B")
-        start = 0
-        while start < len(view):
-            part = view[start:start + EXTENT - self._filled]
-            self._last = zlib.crc32(part, self._last)
-            start += len(part)
-            self._filled += len(part)
-            if self._filled == EXTENT:
-                self._done.append(self._last)
-                self._last, self._filled = 0, 0
+        cuts = [0, *range(EXTENT - self._filled, len(view), EXTENT), len(view)]
+        sums = [self._last, *[0] * (len(cuts) - 2)]
+
+        def sum_up(first: int, last: int) -> None:
+            for k in range(first, last):
+                sums[k] = zlib.crc32(view[cuts[k]:cuts[k + 1]], sums[k])
+
+        run_pieces(sum_up, len(sums), _SUMMED)
+        self._filled = cuts[-1] - cuts[-2] + (self._filled if len(sums) == 1 else 0)
+        *whole, self._last = sums
+        self._done += whole
+        if self._filled == EXTENT:
+            self._done.append(self._last)
+            self._last, self._filled = 0, 0
 
     def table(self) -> np.ndarray:
         """Checksum of every extent so far, int64."""

@@ -136,8 +136,7 @@ class _Slabs:
             return source.range(start, stop, rows_of[k % 2][:stop - start])
 
         def write(slabs: np.ndarray, start: int, count: int) -> None:
-            for slab in range(1, plan.slabs):
-                scratch.write(slabs[slab, :count], self.offset(slab, 0, start))
+            scratch.write_parts((slabs[slab, :count], self.offset(slab, 0, start)) for slab in range(1, plan.slabs))
 
         with _Writes() as writes:
             for k, rows in enumerate(ahead(read, len(self.starts), 1)):
@@ -202,16 +201,18 @@ class _Slabs:
 
         def read(k: int) -> np.ndarray:
             start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
-            slabs, rows = slabs_of[k % 2], rows_of[k % 2][:stop - start]
             size = (stop - start) * plan.columns * plan.itemsize
             scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
                                 np.broadcast_to(np.int64(size), len(slot)),
-                                slot * count * plan.columns * plan.itemsize, slabs)
-            slabs[-1, -1, :stop - start] = last[start:stop]
-            run_pieces(partial(panels.line_up, _bytes(slabs), _bytes(rows)), len(rows), _TURNED)
-            return rows.reshape(len(rows), plan.kept * plan.dim)
+                                slot * count * plan.columns * plan.itemsize, slabs_of[k % 2])
+            return slabs_of[k % 2]
 
-        yield from ahead(read, len(self.starts), 1)
+        for k, slabs in enumerate(ahead(read, len(self.starts), 1)):
+            own = last[self.starts[k]:self.starts[k] + plan.chunk]
+            slabs[-1, -1, :len(own)] = own
+            rows = rows_of[k % 2][:len(own)]
+            run_pieces(partial(panels.line_up, _bytes(slabs), _bytes(rows)), len(rows), _TURNED)
+            yield rows.reshape(len(rows), plan.kept * plan.dim)
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@ import errno
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,39 +39,48 @@ class DirectWriter:
 
     def write(self, data: np.ndarray, offset: int) -> None:
         """Write all bytes of a C-contiguous array at ``offset``."""
-        view = data.reshape(-1).view(np.uint8)
-        self._stats.add(bytes_written=len(view), operations=-(-len(view) // _WRITE))
-        whole = 0
-        if self._direct is not None and (offset | view.ctypes.data) % PAGE == 0:
-            whole = len(view) // PAGE * PAGE
-            if not self._write_pages(view[:whole], offset):
-                self.close()
-                whole = 0
-        if whole < len(view):
-            write_all(self._fd, self._path, view[whole:], offset + whole)
+        self.write_parts([(data, offset)])
 
-    def _write_pages(self, view: np.ndarray, offset: int) -> bool:
+    def write_parts(self, parts: Iterable[tuple[np.ndarray, int]]) -> None:
+        """Write all bytes of C-contiguous arrays, each at an offset of its own, several at a time."""
+        views = [(data.reshape(-1).view(np.uint8), offset) for data, offset in parts]
+        self._stats.add(bytes_written=sum(len(view) for view, _ in views),
+                        operations=sum(-(-len(view) // _WRITE) for view, _ in views))
+        pages, rest = [], []
+        for view, offset in views:
+            aligned = self._direct is not None and (offset | view.ctypes.data) % PAGE == 0
+            whole = len(view) // PAGE * PAGE if aligned else 0
+            pages += [(view[k:min(k + _WRITE, whole)], offset + k) for k in range(0, whole, _WRITE)]
+            if whole < len(view):
+                rest.append((view[whole:], offset + whole))
+        if pages and not self._write_pages(pages):
+            self.close()
+            rest = views
+        for view, offset in rest:
+            write_all(self._fd, self._path, view, offset)
+
+    def _write_pages(self, pieces: list[tuple[np.ndarray, int]]) -> bool:
         """Write whole pages, several pieces at a time; False where the file system takes the flag and refuses."""
         assert self._direct is not None
-        fd, pieces, guard = self._direct, iter(range(0, len(view), _WRITE)), threading.Lock()
+        fd, todo, guard = self._direct, iter(pieces), threading.Lock()
         failures: list[tuple[int, int]] = []
 
         def work() -> None:
             while not failures:
                 with guard:
-                    start = next(pieces, None)
-                if start is None:
+                    view, offset = next(todo, (None, 0))
+                if view is None:
                     return
-                part = view[start:start + _WRITE].data
+                part = view.data
                 while part:
                     try:
-                        done = os.pwrite(fd, part, offset + start)
+                        done = os.pwrite(fd, part, offset)
                     except OSError as error:
-                        failures.append((offset + start, error.errno or errno.EIO))
+                        failures.append((offset, error.errno or errno.EIO))
                         return
-                    part, start = part[done:], start + done
+                    part, offset = part[done:], offset + done
 
-        together(work, STREAMS, lambda: failures.append((offset, errno.EINTR)))
+        together(work, min(STREAMS, len(pieces)), lambda: failures.append((pieces[0][1], errno.EINTR)))
         if failures and min(failures)[1] != errno.EINVAL:
             at, status = min(failures)
             raise io_error(self._path, status, at, "writing")
@@ -97,7 +106,7 @@ class Scratch:
         except BaseException:
             self.file.close()
             raise
-        self.write = self._writer.write
+        self.write, self.write_parts = self._writer.write, self._writer.write_parts
 
     def close(self) -> None:
         """Give the space back."""
@@ -160,7 +169,7 @@ class ScratchRows(Source):
 
 
 class Result:
-    """Rows of a new file of features, in storage order; while some are written, their checksums are computed."""
+    """Rows of a new file of features, in storage order; they are written while what follows is computed."""
 
     def __init__(self, writer: Writer, direct: bool, stats: IOStatistics):
         self._writer, self._next = writer, 0
@@ -169,16 +178,16 @@ class Result:
         writer.file = self  # type: ignore[assignment]
 
     def append(self, rows: np.ndarray) -> None:
-        """The rows that follow those before."""
+        """The rows that follow those before. They are read until the next call, or :meth:`wait`, has returned."""
         writer = self._writer
         if rows.dtype != writer.dtype or not np.isfinite(rows.sum()):
             rows = check_rows(rows, writer.shape[1], writer.dtype, f"the block at row {self._next}")
         writer.write(self._next, rows)
         self._next += len(rows)
-        self.wait()
 
     def write(self, rows: np.ndarray, offset: int) -> None:
-        """Begin to write rows: what the writer asks of its file."""
+        """Begin to write rows, when those before are written: what the writer asks of its file."""
+        self.wait()
         self._pending = in_background(self._file.write, rows, offset)
 
     def wait(self) -> None:
@@ -202,6 +211,7 @@ def result(path, shape: tuple[int, int], dtype, order, overwrite: bool, direct: 
         rows = Result(writer, direct, stats)
         try:
             yield rows
+            rows.wait()
         finally:
             rows.close()
 
