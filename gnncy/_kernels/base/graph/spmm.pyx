@@ -43,16 +43,16 @@ def gather_sum(const index[::1] indptr, const index[::1] indices, const floating
                     out[i, c + j] = sums[j] * scale[i]
             if rest == d:
                 continue
-            for j in range(rest, d):
-                out[i, j] = 0
+            for j in range(d - rest):
+                sums[j] = 0
             for p in range(indptr[i], indptr[i + 1]):
                 if p + ahead_rest < m:
                     prefetch_span_early(&x[indices[p + ahead_rest], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
-                for j in range(rest, d):
-                    out[i, j] += x[v, j]
-            for j in range(rest, d):
-                out[i, j] *= scale[i]
+                for j in range(d - rest):
+                    sums[j] += x[v, rest + j]
+            for j in range(d - rest):
+                out[i, rest + j] = sums[j] * scale[i]
 
 
 def weighted_sum(const index[::1] indptr, const index[::1] indices, const floating[::1] weights,
@@ -80,17 +80,17 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
                     out[i, c + j] = sums[j] * scale[i]
             if rest == d:
                 continue
-            for j in range(rest, d):
-                out[i, j] = 0
+            for j in range(d - rest):
+                sums[j] = 0
             for p in range(indptr[i], indptr[i + 1]):
                 if p + ahead_rest < m:
                     prefetch_span_early(&x[indices[p + ahead_rest], rest], (d - rest) * sizeof(floating))
                 v = indices[p]
                 w = weights[p]
-                for j in range(rest, d):
-                    out[i, j] += w * x[v, j]
-            for j in range(rest, d):
-                out[i, j] *= scale[i]
+                for j in range(d - rest):
+                    sums[j] += w * x[v, rest + j]
+            for j in range(d - rest):
+                out[i, rest + j] = sums[j] * scale[i]
 
 
 def scaled(const index[::1] indptr, const index[::1] indices, const floating[::1] weights, const double[::1] left,
