@@ -287,9 +287,12 @@ def plan_pass(source: Source, smoothing: Smoothing, limit: int, held: int, disk:
         if costs is None:
             arc = 2 * smoothing.graph.indices.itemsize
             costs = Costs(width, arc, width * (1 + kept + (smoothing.alpha is not None)))
-        found = plan_windows(smoothing.graph, False, width, costs, memory, disk.break_even_gap)
+        again = smoothing.steps - 1
+        # Windows that read more than this take longer than columns: no need to know how much more.
+        most = min((plan.seconds for plan in plans), default=np.inf) * disk.read_bandwidth
+        found = plan_windows(smoothing.graph, False, width, costs, memory, disk.break_even_gap,
+                             most=most / (source.bytes_per_row / width + again))
         if found is not None:
-            again = smoothing.steps - 1
             own = (again + 1) * (smoothing.alpha is not None) + kept - 1
             read = found.bytes_read // width * source.bytes_per_row + again * found.bytes_read + own * n * width
             plans.append(_costed("windows", read, written + again * n * width, (again + 1) * found.operations, disk,

@@ -41,11 +41,11 @@ class Costs:
 
 
 def plan_windows(graph: Block, own: bool, row_bytes: int, costs: Costs, memory: int, gap: float,
-                 span: tuple[int, int] | None = None) -> WindowPlan | None:
+                 span: tuple[int, int] | None = None, most: float = np.inf) -> WindowPlan | None:
     """Cut all rows into windows of which two fit in ``memory`` bytes; None if some cannot be cut small enough.
 
     ``row_bytes`` are those of a row on disk, ``gap`` the bytes whose reading costs as much as one more operation;
-    ``span`` are the rows, all by default.
+    ``span`` are the rows, all by default. None, too, if more than ``most`` bytes would be read.
     """
     memory -= 2 * (1 + graph.indices.itemsize) * graph.n_src
     ranges: list[tuple[int, int]] = []
@@ -74,6 +74,8 @@ def plan_windows(graph: Block, own: bool, row_bytes: int, costs: Costs, memory: 
         read = int(sources[-1] - sources[0] + 1) * row_bytes - int(apart.sum()) if len(sources) else 0
         nbytes += read
         operations += len(apart) + 1 + read // MAX_RUN
+        if nbytes > most:
+            return None
     return WindowPlan(ranges, 2 * largest + 2 * (1 + graph.indices.itemsize) * graph.n_src, nbytes, operations)
 
 
