@@ -1,15 +1,19 @@
 """Features smoothed from disk to disk: the bits of the products in memory, at any limit."""
+import zlib
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.graph import Block, community_order, normalize, spmm
 from gnncy.storage import FeatureStorage, QuantizedFeatureStorage
-from gnncy.storage._blocks import IOStatistics
+from gnncy.storage._blocks import IOStatistics, direct_empty
+from gnncy.storage.layout.checksums import EXTENT, RunningChecksums
 from gnncy.storage.passes import propagate, sign_features
 from gnncy.storage.passes.columns import plan_columns
-from gnncy.storage.passes.direct import DirectWriter, Scratch
+from gnncy.storage.passes.direct import DirectWriter, Scratch, result
 from gnncy.storage.passes.smoothing import Smoothing
 from gnncy.storage.passes.stream import OVERHEAD, Source, plan_pass
 from gnncy.storage.passes.windows import Costs, plan_windows
@@ -165,6 +169,13 @@ def test_windows_cover_all_rows_and_keep_their_memory(graph):
         assert all(start % 256 == 0 for start in starts)
 
 
+def test_windows_are_planned_no_further_than_they_are_wanted(graph):
+    block, options = Block.from_csr(normalize(graph)), (True, 4 * D, Costs(4 * D, 8, 8 * D), 2**21, 4096)
+    plan = plan_windows(block, *options)
+    assert plan_windows(block, *options, most=plan.bytes_read) == plan
+    assert plan_windows(block, *options, most=plan.bytes_read - 1) is None
+
+
 def test_the_plan_follows_the_cost(graph, x):
     # A path in the order of the ids: windows read every row about once, columns thrice.
     path = normalize(sp.diags_array([np.ones(N - 1, np.float32)] * 2, offsets=[-1, 1]).tocsr())
@@ -217,6 +228,24 @@ def test_an_error_of_the_disk_is_raised_and_leaves_nothing(tmp_path, graph, x, m
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_an_error_of_a_write_in_the_background_is_raised(tmp_path, monkeypatch, last):
+    write, calls = DirectWriter.write, []
+
+    def broken(self, data, offset):
+        calls.append(offset)
+        if len(calls) == 2:
+            raise StorageError(28, "No space left on device")
+        write(self, data, offset)
+
+    monkeypatch.setattr(DirectWriter, "write", broken)
+    with pytest.raises(StorageError, match="No space"):
+        with result(tmp_path / "y.npy", (3000, 4), np.float32, None, False, False, IOStatistics()) as rows:
+            for _ in range(2 if last else 3):
+                rows.append(np.ones((1000, 4), np.float32))
+    assert len(calls) == 2 and list(tmp_path.iterdir()) == []
+
+
 def test_a_file_system_that_refuses_direct_writes_is_written_through_its_cache(tmp_path, monkeypatch):
     data = np.arange(3 * 4096, dtype=np.uint8)
     whole = np.zeros(4 * 4096, np.uint8)
@@ -252,7 +281,28 @@ def test_writes_at_any_offset(tmp_path):
             writer.write(part, end)
             expected += part.tobytes()
             end += size
+        blocks = np.frombuffer(rng.bytes(5 * 4096 + 100), np.uint8), np.frombuffer(rng.bytes(3 << 20), np.uint8)
+        aligned = direct_empty(8192)
+        aligned[:] = 7
+        first, second = -(-end // 4096) * 4096, -(-(end + (3 << 20)) // 4096) * 4096 + 1
+        expected += bytes(first - end) + aligned.tobytes()
+        expected += bytes(second - len(expected)) + blocks[1].tobytes() + blocks[0].tobytes()
+        writer.write_parts([(aligned, first), (blocks[1], second), (blocks[0], second + (3 << 20))])
         writer.close()
         file.seek(0)
         assert file.read() == bytes(expected)
-        assert stats.bytes_written == len(expected)
+        assert stats.bytes_written == end + sum(map(len, blocks)) + len(aligned)
+
+
+def test_checksums_are_the_same_on_any_number_of_threads():
+    data = np.random.default_rng(0).integers(0, 256, 9 * EXTENT + 5, dtype=np.uint8)
+    sizes = [0, 5, EXTENT - 5, EXTENT, 3 * EXTENT + 1, 2, EXTENT - 3, 0, 3 * EXTENT, 5]
+    cuts = np.cumsum(sizes)
+    assert cuts[-1] == len(data)
+    expected = [zlib.crc32(data[k:k + EXTENT]) for k in range(0, len(data), EXTENT)]
+    for threads in (1, 3):
+        running = RunningChecksums()
+        with working_threads(threads):
+            for part in np.split(data, cuts[:-1]):
+                running.add(part)
+        assert running.table().tolist() == expected

@@ -201,10 +201,10 @@ class _Slabs:
 
         def read(k: int) -> np.ndarray:
             start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
-            size = (stop - start) * plan.columns * plan.itemsize
+            width = plan.columns * plan.itemsize
+            size = min(-(-(stop - start) * width // PAGE) * PAGE, count * width)  # whole pages: straight to their place
             scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
-                                np.broadcast_to(np.int64(size), len(slot)),
-                                slot * count * plan.columns * plan.itemsize, slabs_of[k % 2])
+                                np.broadcast_to(np.int64(size), len(slot)), slot * count * width, slabs_of[k % 2])
             return slabs_of[k % 2]
 
         for k, slabs in enumerate(ahead(read, len(self.starts), 1)):
