@@ -19,7 +19,7 @@ from gnncy.graph import NeighborSampler, as_csr, degrees, inclusion_probabilitie
 from gnncy.storage import ColdTierLoader, FeatureStorage, GraphStorage, StorageSampler
 from gnncy.storage._blocks import npy_header
 from gnncy.storage.plans import DiskModel
-from gnncy.storage.topology import graph as graph_module
+from gnncy.storage.topology import sweep
 
 DISK = DiskModel(20e-6, 2e9, 2e9, threads=4)
 SLOW = DiskModel(1e-7, 1e9, 1e9, threads=4)  # operations cost next to nothing: arcs are read one by one
@@ -391,13 +391,13 @@ def test_samples_are_those_of_memory(rmat, fanouts, weighted):
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_samples_do_not_depend_on_how_they_are_read(rmat, monkeypatch, piece, disk, direct, prefetch):
     graph, folder = rmat
-    monkeypatch.setattr(graph_module, "_PIECE_BITS", piece)
+    monkeypatch.setattr(sweep, "_PIECE_BITS", piece)
     memory = NeighborSampler(graph, (4, 4), seed=1, weighted=True)
     seeds = batches_of(len(graph.indptr) - 1, 30, 20)
     with GraphStorage(folder, direct=direct, disk=disk) as stored:
-        for threads, spare in ((1, 1), (2, 2_000_000)):  # bytes above the least: few at a time, or all
+        for threads, spare in ((1, 0), (2, 2_000_000)):  # bytes above the least: few at a time, or all
             sampler = StorageSampler(stored, (4, 4), seed=1, weighted=True, prefetch=prefetch,
-                                     memory_limit=10_200_000 + spare)
+                                     memory_limit=(4 << max(piece, 20)) + 4_000_000 + spare)
             with working_threads(threads):
                 for k, batch in enumerate(sampler.sample_many(seeds)):
                     same_batch(batch, memory.sample(seeds[k], batch=k), True)
@@ -428,7 +428,7 @@ def test_minibatches_that_turn_out_larger_begin_anew(rmat, monkeypatch):
     seeds = [hubs[-(k + 1):][:1] for k in range(20)] + [hubs[k:k + 1] for k in range(10)]
     memory = NeighborSampler(graph, (-1, 4), seed=5)
     with GraphStorage(folder, disk=DISK) as stored:
-        sampler = StorageSampler(stored, (-1, 4), seed=5, memory_limit=180_000, prefetch=False)
+        sampler = StorageSampler(stored, (-1, 4), seed=5, memory_limit=100_000, prefetch=False)
         opened = []
         monkeypatch.setattr(module.StorageSampler, "_fitting", lambda self, drafts, ready, fit=module.StorageSampler.
                             _fitting: opened.append((len(drafts), fit(self, drafts, ready))) or opened[-1][1])
@@ -490,7 +490,7 @@ def test_a_limit_too_small_names_the_least(rmat):
     graph, folder = rmat
     with GraphStorage(folder) as stored:
         with pytest.raises(MemoryLimitError, match=r"needs \d+MB; raise the limit") as caught:
-            StorageSampler(stored, (-1, -1), memory_limit=10_100_000).sample(np.arange(500))
+            StorageSampler(stored, (-1, -1), memory_limit=8_100_000).sample(np.arange(500))
         least = int(str(caught.value).split(" needs ")[1].split("MB")[0])
         StorageSampler(stored, (-1,), memory_limit=least * 10**6).sample(np.arange(500))
 
@@ -539,7 +539,7 @@ def test_errors_of_the_source_come_through_the_thread(rmat):
 
 def test_a_loop_that_is_left_ends_the_reading(rmat):
     with GraphStorage(rmat[1], disk=DISK) as stored:
-        coming = StorageSampler(stored, (2, 2), memory_limit=10_300_000).sample_many(batches_of(2048, 50, 20))
+        coming = StorageSampler(stored, (2, 2), memory_limit=8_300_000).sample_many(batches_of(2048, 50, 20))
         next(coming)
         coming.close()
         before = stored.stats.snapshot()
@@ -593,7 +593,7 @@ def test_a_pass_over_a_large_file_takes_larger_pieces(tmp_path):
         file.write(npy_header((2**33,), np.dtype("<i4")))
         file.truncate(4096 + 4 * 2**33)
     with GraphStorage(tmp_path, disk=DISK) as stored:
-        assert stored.pass_nbytes == 3 * 2**24
+        assert stored.pass_nbytes == 4 * 2**24
         arcs = np.array([2**33 - 1, 0, 2**32 + 5])
         assert stored.read_arcs(arcs).tolist() == [0, 0, 0]
         assert StorageSampler(stored, (3,), memory_limit="2GB").sample([0]).blocks[0].edges.max() > 2**31

@@ -16,10 +16,11 @@ from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
 from gnncy.graph import as_csr, is_symmetric
 from gnncy.graph.inclusion import inclusion_by_blocks
-from gnncy.storage._blocks import PAGE, BlockFile, IOStatistics, ahead, ascending, direct_empty
+from gnncy.storage._blocks import BlockFile, IOStatistics, ascending
 from gnncy.storage.layout import checksums
 from gnncy.storage.layout.checksums import VerifyReport
-from gnncy.storage.topology.layout import ArrayFile, read_layout, table_of, writing
+from gnncy.storage.topology import sweep
+from gnncy.storage.topology.layout import read_layout, table_of, writing
 
 if TYPE_CHECKING:
     from gnncy.storage.plans import DiskModel
@@ -209,7 +210,7 @@ class GraphStorage:
     @property
     def pass_nbytes(self) -> int:
         """Bytes that a pass over arcs reads into."""
-        return max((_AHEAD + 1) << _piece_bits(file) for name, file in self._layout.files.items() if name != "indptr")
+        return max(sweep.sweep_nbytes(file) for name, file in self._layout.files.items() if name != "indptr")
 
     def width(self, what: str) -> int:
         """Bytes of an element of an array."""
@@ -409,51 +410,18 @@ class GraphStorage:
         return arcs
 
     def _visit(self, name: str, arcs: np.ndarray, out: np.ndarray) -> None:
-        """One ascending pass over the parts of a file that arcs need; ``out`` may be ``arcs``."""
-        file, block = self._layout.files[name], self._file(name)
-        size, last = file.dtype.itemsize, file.offset + file.nbytes
-        shift = _piece_bits(file)
-        counts = np.zeros((last >> shift) + 1, np.int64)
-        draws.count(arcs, size, file.offset, shift, counts)
-        stops = np.cumsum(counts)
-        places = np.empty(len(arcs), np.int32)
-        draws.arrange(arcs, size, file.offset, shift, stops - counts, places)
-        # A piece is read whole if its elements lie so close that most reads of single ones would be joined.
-        whole = counts * max(int(block.disk.break_even_gap), PAGE) >= 1 << shift
-        pieces = np.flatnonzero(whole)
-        buffers = [direct_empty((1 << shift) // size, file.dtype) for _ in range(min(len(pieces), _AHEAD + 1))]
+        sweep.visit(self._layout.files[name], self._file(name), arcs, out)
 
-        def places_in(number: int) -> np.ndarray:
-            return places[int(stops[number] - counts[number]):int(stops[number])]
-
-        def read(k: int) -> tuple[int, np.ndarray]:
-            low, high = max(int(pieces[k]) << shift, file.offset), min((int(pieces[k]) + 1) << shift, last)
-            piece = buffers[k % len(buffers)][:(high - low) // size]
-            block.read_range(low, piece)
-            return (low - file.offset) // size, piece
-
-        for number, (first, piece) in zip(pieces.tolist(), ahead(read, len(pieces), _AHEAD), strict=True):
-            if out is arcs:
-                draws.replace(piece, first, places_in(number), arcs)
-            else:
-                draws.pick(piece, first, places_in(number), arcs, out)
-        few: list[np.ndarray] = []
-        for number in np.flatnonzero(~whole & (counts > 0)).tolist():
-            few.append(places_in(number))
-            if sum(map(len, few)) >= _SLICE:
-                self._visit_single(file, block, arcs, np.concatenate(few), out)
-                few.clear()
-        if few:
-            self._visit_single(file, block, arcs, np.concatenate(few), out)
-
-    @staticmethod
-    def _visit_single(file: ArrayFile, block: BlockFile, arcs: np.ndarray, places: np.ndarray, out: np.ndarray) -> None:
-        """The same for the arcs at some places, by reads of single elements, joined where they lie close."""
-        size = np.int64(file.dtype.itemsize)
-        rows, order = ascending(arcs[places])
-        values = np.empty(len(places), file.dtype)
-        block.gather(rows * size + file.offset, np.broadcast_to(size, len(rows)), order * size, values)
-        out[places] = values
+    def read_drawn(self, lists, weighted):
+        def read(name):
+            out = np.empty(int(lists.indptr[-1]), self._layout.files[name].dtype)
+            sweep.draw(self._layout.files[name], self._file(name), lists, out)
+            return out
+        ends = read("indices")
+        weights = None
+        if weighted:
+            weights = read("data") if self.weighted else np.ones(len(ends), self.dtype)
+        return ends, weights
 
     def inclusion_probabilities(self, seeds, fanouts, batch_size: int) -> np.ndarray:
         """Probability of each node to be in a minibatch, as :func:`gnncy.graph.inclusion_probabilities` computes it.
@@ -671,11 +639,6 @@ class GraphStorage:
     def __reduce__(self):
         return _reopen, (os.path.abspath(self.path), {"io_threads": self.io_threads, "direct": self._direct,
                                                       "disk": self._disk})
-
-
-def _piece_bits(file: ArrayFile) -> int:
-    """Large files are read by larger pieces, so that there are not too many heaps to sort places into."""
-    return max(_PIECE_BITS, ((file.offset + file.nbytes) // _PIECES).bit_length())
 
 
 def _reopen(path, options):

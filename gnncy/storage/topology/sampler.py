@@ -5,47 +5,45 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from gnncy._check import check_ids, check_int
-from gnncy._kernels.graph import sampling
 from gnncy._kernels.topology import draws
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from
+from gnncy._threads import run_pieces
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, SampledBatch
 from gnncy.graph.sampler import check_fanouts
 from gnncy.storage._blocks import one_ahead
 from gnncy.storage.topology.graph import GraphStorage
+from gnncy.storage.topology.sweep import Lists
 
 _SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
 _MARGIN = 1.1  # by which a minibatch may be larger than those before it
 _INT32_MAX = np.iinfo(np.int32).max
-_NONE = np.zeros(0, np.int64)
+_NONE = np.zeros(0, np.int32)
 
 
 class _Draft:
-    """A minibatch on its way: what it has reached, and the arcs that it draws at the present hop."""
+    """A minibatch on its way: what it has reached, and where the arcs lead that it draws at the present hop."""
 
-    def __init__(self, number: int, seeds: np.ndarray):
-        self.number, self.seeds, self.nodes = number, seeds, seeds
-        self.blocks: list[Block] = []
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the hop."""
-        self.arcs = 0  # that it draws
-        self.first = self.degree = self.ends = _NONE
-        self.weights: np.ndarray | None = None
+    def __init__(self, number: int, seeds: np.ndarray, nodes: np.ndarray):
+        self.number, self.seeds, self.nodes = number, seeds, nodes
+        self.known: list[int] = []  # nodes before each hop that is done
+        self.indices: list[np.ndarray] = []  # of the blocks of those hops
+        self.weights: list[np.ndarray] = []
+        self.spans = _NONE  # where nodes' lists begin and end, unless all row starts are in memory
+        self.arcs = 0  # that it draws at the present hop
+        self.ends = _NONE  # where they lead
+        self.own_weights: np.ndarray | None = None
 
     @property
     def hop(self) -> int:
         """Number of the present hop."""
-        return len(self.blocks)
+        return len(self.indices)
 
     @property
     def nbytes(self) -> int:
-        """What it holds when its arcs are drawn."""
-        arrays = [self.nodes, self.first, self.degree,
-                  *(a for b in self.blocks for a in (b.indptr, b.indices, b.edges, b.weights))]
-        return sum(array.nbytes for array in arrays if array is not None)
+        """What it holds before its arcs are drawn."""
+        return sum(array.nbytes for array in (self.nodes, self.spans, *self.indices, *self.weights))
 
 
 class StorageSampler:
@@ -106,14 +104,13 @@ class StorageSampler:
         self.graph, self.fanouts = graph, check_fanouts(fanouts)
         self.seed, self.weighted = seed_from(seed), bool(weighted)
         self.memory_limit, self.prefetch = parse_bytes(memory_limit), bool(prefetch)
-        self._room = self.memory_limit - graph.pass_nbytes - _SCRATCH
+        self._room = self.memory_limit - _SCRATCH
         self._indptr = graph.load_indptr() if graph.indptr_nbytes <= self.memory_limit // 2 else None
         if self._indptr is not None:
             self._room -= graph.indptr_nbytes
-            self._longest = graph.longest_list()
-        # An arc's number and end share a place; another one sorts them.
-        self._arc_bytes = graph.index_dtype.itemsize + 4 + (graph.dtype.itemsize if self.weighted else 0)
+        self._arc_bytes = graph.width("indices") + (graph.dtype.itemsize if self.weighted else 0)
         self._costs = [0] * len(self.fanouts)  # bytes that a minibatch took at each hop, at most, so far
+        self._closing = 0  # bytes to put one together, at most, so far
 
     def sample(self, seeds, *, epoch: int = 0, batch: int = 0) -> SampledBatch:
         """The neighbourhood of the seeds, as :meth:`gnncy.graph.NeighborSampler.sample` gives it.
@@ -171,7 +168,6 @@ class StorageSampler:
         while True:
             # First those at work, so that what they take is known when it is decided how many begin.
             self._open(active)
-            self._needs(active)
             begun: list[_Draft] = []
             while not begun or len(begun) < self._beginners(len(begun[-1].seeds)):
                 if again:
@@ -186,77 +182,79 @@ class StorageSampler:
             if not active:
                 return
             fits = self._fitting(active, ready)
-            again.extendleft(_Draft(draft.number, draft.seeds) for draft in reversed(active[fits:]))
+            again.extendleft(self._draft(draft.number, draft.seeds) for draft in reversed(active[fits:]))
             del active[fits:]
             self._read(active, epoch)
             last = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
             del active[:len(last)]
             for draft in active:
-                self._close(draft, epoch)
-            ready = self._costs[-1] * len(last) if self.prefetch else 0
+                self._close(draft)
+            ready = self._costs[-1] * len(last) + self._closing if self.prefetch else 0
             if last:
                 yield last
 
     def _beginners(self, nodes: int) -> int:
         """Minibatches of so many seeds to begin: as many as fit if as many are at every hop."""
-        each, held, mean = 0, 0, self.graph.nnz / max(self.graph.n_nodes, 1)
-        for cost, fanout in zip(self._costs, self.fanouts, strict=True):
+        each, cost, mean = 0, 0, self.graph.nnz / max(self.graph.n_nodes, 1)
+        size = self._dtype.itemsize
+        held = nodes * size
+        for known, fanout in zip(self._costs, self.fanouts, strict=True):
             arcs = int(nodes * (mean if fanout < 0 else min(fanout, mean)))
-            cost = cost or held + 8 * nodes + self._arc_bytes * arcs  # before any was seen
+            cost = known or held + 2 * size * nodes + self._arc_bytes * arcs  # before any was seen
             each += cost
-            held += (2 * arcs + nodes) * self.graph.index_dtype.itemsize
             nodes = min(nodes + arcs, self.graph.n_nodes)
+            held += size * arcs
         # Those that are ready may be in use while the next pass is made.
-        each += cost if self.prefetch else 0
-        return max(1, int(self._room / (each * _MARGIN))) if each else 1
+        room = self._room - max(self._closing, self.graph.pass_nbytes)
+        if self.prefetch:
+            each, room = each + cost, room - self._closing
+        return max(1, int(room / (each * _MARGIN))) if each else 1
 
     def _draft(self, number: int, seeds) -> _Draft:
         seeds = check_ids(seeds, self.graph.n_nodes, "seeds").copy()  # kept while the caller may fill them anew
-        repeated = draws.enter(seeds, self._table(len(seeds)))
+        nodes = seeds.astype(self._dtype)
+        repeated = draws.enter(nodes, self._table(len(nodes)))
         if repeated >= 0:
             raise ValueError(f"seeds must be distinct, got node {seeds[repeated]} twice; "
                              f"sample np.unique(seeds, return_inverse=True) and index the result with the inverse")
-        return _Draft(number, seeds)
+        return _Draft(number, seeds, nodes)
 
     def _open(self, drafts: list[_Draft]) -> None:
         """Look up how many arcs each draws."""
-        dtype = self.graph.index_dtype
-        if self._indptr is not None or not drafts:
+        if self._indptr is None and drafts:
+            first, degree = self.graph.spans(np.concatenate([draft.nodes for draft in drafts]))
+            spans = np.stack([first, first + degree], axis=1).astype(self._dtype).ravel()
+            low = 0
             for draft in drafts:
-                draft.arcs = int(self._starts(draft)[-1])
-            return
-        first, degree = self.graph.spans(np.concatenate([draft.nodes for draft in drafts]))
-        low = 0
+                draft.spans = spans[low:low + 2 * len(draft.nodes)].copy()
+                low += len(draft.spans)
         for draft in drafts:
-            own = slice(low, low + len(draft.nodes))
-            draft.first, draft.degree = first[own].astype(dtype), degree[own].astype(dtype)
-            draft.arcs = int(self._starts(draft)[-1])
-            low = own.stop
+            draft.arcs = draws.total(*self._lists(draft, len(draft.nodes)), self.fanouts[draft.hop])
+            self._costs[draft.hop] = max(self._costs[draft.hop], self._need(draft))
+            self._closing = max(self._closing, self._closing_of(draft))
 
-    def _starts(self, draft: _Draft) -> np.ndarray:
-        """Row starts of the block of the present hop."""
-        indptr, fanout = np.empty(len(draft.nodes) + 1, self.graph.index_dtype), self.fanouts[draft.hop]
+    def _lists(self, draft: _Draft, nodes: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the lists of its first nodes are: row starts, and the number of each one's row."""
         if self._indptr is not None:
-            sampling.spans(self._indptr, draft.nodes, fanout, indptr)
-        else:
-            indptr[0] = 0
-            np.cumsum(draft.degree if fanout < 0 else np.minimum(draft.degree, fanout), out=indptr[1:])
-        return indptr
+            return self._indptr, draft.nodes[:nodes]
+        return draft.spans, np.arange(0, 2 * nodes, 2, self._dtype)
 
-    def _needs(self, drafts: list[_Draft]) -> list[int]:
-        """Bytes that each takes at its present hop."""
-        need = [draft.nbytes + self._arc_bytes * draft.arcs for draft in drafts]
-        for draft, cost in zip(drafts, need, strict=True):
-            self._costs[draft.hop] = max(self._costs[draft.hop], cost)
-        return need
+    def _need(self, draft: _Draft) -> int:
+        """Bytes that it takes at its present hop: what it holds, its arcs, and how these are arranged."""
+        rows = 2 if self._indptr is not None else 5
+        return (draft.nbytes + self._arc_bytes * draft.arcs
+                + self._dtype.itemsize * (rows * len(draft.nodes) + len(draft.nodes)))
+
+    def _closing_of(self, draft: _Draft) -> int:
+        """Bytes to number what it has reached, and to make its blocks."""
+        size, most = self._dtype.itemsize, min(self.graph.n_nodes, len(draft.nodes) + draft.arcs)
+        edges = draft.arcs + sum(map(len, draft.indices))
+        return size * (most + draft.arcs + edges) + max(8 * most, size * self._table_size(most))
 
     def _fitting(self, drafts: list[_Draft], ready: int) -> int:
         """How many of the minibatches, from the first on, can take their present hops together."""
-        need = self._needs(drafts)
-        # To number what one has reached takes a table, and its block.
-        closing = [2 * self._table_size(len(draft.nodes) + draft.arcs) * self.graph.index_dtype.itemsize
-                   + 16 * draft.arcs for draft in drafts]
-        total = np.cumsum(need) + np.maximum.accumulate(closing)
+        closing = np.maximum.accumulate([self._closing_of(draft) for draft in drafts])
+        total = np.cumsum([self._need(draft) for draft in drafts]) + np.maximum(closing, self.graph.pass_nbytes)
         arcs = np.cumsum([draft.arcs for draft in drafts])
         if total[0] > self._room or arcs[0] > _INT32_MAX:
             least = int(total[0]) + self.memory_limit - self._room
@@ -267,55 +265,92 @@ class StorageSampler:
 
     def _read(self, drafts: list[_Draft], epoch: int) -> None:
         """Draw arcs, and bring what is at their places."""
-        dtype = self.graph.index_dtype
-        stops = np.cumsum([draft.arcs for draft in drafts])
-        arcs = np.empty(int(stops[-1]), dtype)
-        own = [arcs[stop - draft.arcs:stop] for draft, stop in zip(drafts, stops.tolist(), strict=True)]
-        for draft, edges in zip(drafts, own, strict=True):
-            self._choose(draft, epoch, self._starts(draft), edges)
-        weights = self.graph.read_weights(arcs) if self.weighted else None
-        self.graph.replace_by_ends(arcs)
-        for draft, ends, stop in zip(drafts, own, stops.tolist(), strict=True):
-            draft.ends = ends
-            draft.weights = None if weights is None else weights[stop - draft.arcs:stop].copy()
+        stops = np.cumsum([len(draft.nodes) for draft in drafts])
+        own = [slice(stop - len(draft.nodes), stop) for draft, stop in zip(drafts, stops.tolist(), strict=True)]
+        nodes = np.concatenate([draft.nodes for draft in drafts])
+        for draft, part in zip(drafts, own, strict=True):
+            draft.nodes = nodes[part]
+        starts, rows = self._indptr, nodes
+        if starts is None:
+            starts, rows = np.concatenate([draft.spans for draft in drafts]), np.arange(0, 2 * len(nodes), 2, self._dtype)
+        indptr = np.zeros(len(nodes) + 1, self._dtype)
+        for draft, part in zip(drafts, own, strict=True):
+            draws.spans(starts, rows[part], self.fanouts[draft.hop], indptr[part.start:part.stop + 1])
+        keys = np.array([self._key(draft, draft.hop, epoch) for draft in drafts], np.uint64)
+        lists = Lists(starts, rows, nodes, indptr, stops, keys, self._longest(starts), max(self.fanouts))
+        ends, weights = self.graph.read_drawn(lists, self.weighted)
+        for draft, part in zip(drafts, own, strict=True):
+            arcs = slice(int(indptr[part.start]), int(indptr[part.stop]))
+            draft.ends = ends[arcs]
+            draft.own_weights = None if weights is None else weights[arcs]
 
-    def _choose(self, draft: _Draft, epoch: int, indptr: np.ndarray, edges: np.ndarray) -> np.ndarray:
-        """Draw the arcs of the present hop, the same ones each time."""
-        key = derive(self.seed, epoch, draft.number, draft.hop)
+    def _key(self, draft: _Draft, hop: int, epoch: int) -> int:
+        return derive(self.seed, epoch, draft.number, hop)
+
+    def _longest(self, starts: np.ndarray) -> int:
+        """Arcs of a list, at most."""
         if self._indptr is not None:
-            taken = np.zeros(self._longest // 64 + 1, np.uint64)
-            sampling.choose(self._indptr, draft.nodes, indptr, key, taken, edges)
-        else:
-            taken = np.zeros(int(draft.degree.max(initial=0)) // 64 + 1, np.uint64)
-            draws.choose(draft.nodes, draft.first, draft.degree, indptr, key, taken, edges)
-        return edges
+            return self.graph.longest_list()
+        return int((starts[1::2] - starts[::2]).max(initial=0))
 
-    def _close(self, draft: _Draft, epoch: int) -> None:
-        """Number the nodes that the present hop reached, and make its block."""
+    def _close(self, draft: _Draft) -> None:
+        """Number the nodes that the present hop reached."""
         known, n = len(draft.nodes), self.graph.n_nodes
         most = min(n, known + draft.arcs)
         table = self._table(most)
-        draws.enter(draft.nodes, table)
-        reached = np.empty(most, np.int64)
+        reached = np.empty(most, self._dtype)
         reached[:known] = draft.nodes
-        indices = np.empty(draft.arcs, self.graph.index_dtype)
+        draws.enter(draft.nodes, table)
+        indices = np.empty(draft.arcs, self._dtype)
         count = draws.relabel(draft.ends, n, known, table, reached, indices)
         if count < 0:
             raise self.graph.broken_ends()
-        # Drawn a second time, which is quicker than to hold them all.
-        indptr = self._starts(draft)
-        edges = self._choose(draft, epoch, indptr, np.empty_like(indices))
-        draft.blocks.append(Block(indptr, indices, count, known, edges, draft.weights))
-        draft.nodes = reached[:count].copy()
-        draft.close()
+        if draft.own_weights is not None:
+            draft.weights.append(draft.own_weights.copy())
+        draft.known.append(known)
+        draft.indices.append(indices)
+        draft.nodes, draft.ends, draft.own_weights = reached[:count].copy(), _NONE, None
 
     def _finish(self, draft: _Draft, epoch: int) -> SampledBatch:
-        self._close(draft, epoch)
-        return SampledBatch(draft.nodes, draft.blocks[::-1])
+        """Number the nodes that the last hop reached, and meanwhile draw all arcs again: they are not held."""
+        hops = len(self.fanouts)
+        drawn: list[tuple[np.ndarray, np.ndarray]] = []
+        before = _Draft(draft.number, draft.seeds, draft.nodes)
+        before.spans = draft.spans
+
+        def work(part: int, _: int) -> None:
+            if part == 0:
+                self._close(draft)
+                return
+            for hop in range(hops):
+                known = len(before.nodes) if hop == hops - 1 else counts[hop]
+                drawn.append(self._drawn(before, known, hop, epoch))
+
+        counts = list(draft.known)
+        run_pieces(work, 2, 1)
+        weights = draft.weights or [None] * hops
+        sizes = [*draft.known, len(draft.nodes)]
+        blocks = [Block(indptr, indices, sizes[hop + 1], sizes[hop], edges, weights[hop])
+                  for hop, ((indptr, edges), indices) in enumerate(zip(drawn, draft.indices, strict=True))]
+        return SampledBatch(draft.nodes.astype(np.int64), blocks[::-1])
+
+    def _drawn(self, draft: _Draft, nodes: int, hop: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Row starts and arcs of the block of a hop, whose destinations are the first nodes."""
+        starts, rows = self._lists(draft, nodes)
+        indptr = np.zeros(nodes + 1, self._dtype)
+        draws.spans(starts, rows, self.fanouts[hop], indptr)
+        edges = np.empty(int(indptr[-1]), self._dtype)
+        taken = np.zeros(self._longest(starts) // 64 + 1, np.uint64)
+        draws.choose(starts, rows, draft.nodes, indptr, self._key(draft, hop, epoch), taken, edges)
+        return indptr, edges
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return self.graph.index_dtype
 
     def _table_size(self, nodes: int) -> int:
-        return 1 << (min(nodes, self.graph.n_nodes) * 3 // 2).bit_length()
+        return min(nodes, self.graph.n_nodes) * 3 // 2 + 1
 
     def _table(self, nodes: int) -> np.ndarray:
         """An empty table with room for some nodes."""
-        return np.full((self._table_size(nodes), 2), -1, self.graph.index_dtype)
+        return np.full(self._table_size(nodes), -1, self._dtype)
