@@ -490,7 +490,7 @@ def test_a_limit_too_small_names_the_least(rmat):
     graph, folder = rmat
     with GraphStorage(folder) as stored:
         with pytest.raises(MemoryLimitError, match=r"needs \d+MB; raise the limit") as caught:
-            StorageSampler(stored, (-1, -1), memory_limit=8_100_000).sample(np.arange(500))
+            StorageSampler(stored, (-1, -1), memory_limit=7_950_000).sample(np.arange(500))
         least = int(str(caught.value).split(" needs ")[1].split("MB")[0])
         StorageSampler(stored, (-1,), memory_limit=least * 10**6).sample(np.arange(500))
 

@@ -5,7 +5,7 @@ anything is read. The list of an entry is ``starts[rows[entry]] .. starts[rows[e
 it has the places ``indptr[entry] .. indptr[entry + 1] - 1``.
 """
 from cython cimport floating
-from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t
 
 from gnncy._kernels._floyd cimport choose_some, index
 from gnncy._kernels._hash cimport below, mix64
@@ -24,6 +24,7 @@ ctypedef fused value:
 cdef enum:
     AHEAD = 16  # entries that are looked up ahead of need
     GROUP = 8  # entries that are drawn for before elements are looked at
+    SKIP = 65535  # the longest step
 
 
 def spans(const index[::1] starts, const index[::1] rows, Py_ssize_t fanout, index[::1] indptr):
@@ -73,10 +74,11 @@ def choose(const index[::1] starts, const index[::1] rows, const index[::1] node
 
 
 def count_lists(const index[::1] starts, const index[::1] rows, const index[::1] indptr, int64_t size, int64_t offset,
-                int shift, int64_t[::1] entries, double[::1] arcs):
-    """Add up whose lists lie in each ``2**shift`` bytes of a file, and about how many arcs are drawn there.
+                int shift, int32_t[::1] last, int64_t[::1] steps, int64_t[::1] most, double[::1] arcs):
+    """Add up what is drawn from each ``2**shift`` bytes of a file, whose elements of ``size`` bytes begin at ``offset``.
 
-    Elements are of ``size`` bytes, from ``offset`` on.
+    These are, of each piece, the steps that ``arrange_lists`` writes; the arcs of the entries whose lists lie in it; and
+    about how many of them lie in it too. ``last`` holds 0 for each piece.
     """
     cdef Py_ssize_t i, k, piece, n = rows.shape[0]
     cdef int64_t low, high
@@ -90,15 +92,20 @@ def count_lists(const index[::1] starts, const index[::1] rows, const index[::1]
             low = starts[rows[i]] * size + offset
             high = starts[rows[i] + 1] * size + offset
             for piece in range(low >> shift, ((high - 1) >> shift) + 1):
-                entries[piece] += 1
+                steps[piece] += 1 + (i - last[piece]) // SKIP
+                last[piece] = <int32_t>i
+                most[piece] += k
                 arcs[piece] += <double>k * <double>(min(high, <int64_t>(piece + 1) << shift)
                                                     - max(low, <int64_t>piece << shift)) / <double>(high - low)
 
 
 def arrange_lists(const index[::1] starts, const index[::1] rows, const index[::1] indptr, int64_t size, int64_t offset,
-                  int shift, int64_t[::1] begin, int32_t[::1] order):
-    """Write the entries, those of each piece of the file together; ``begin`` is moved to where each ends."""
-    cdef Py_ssize_t i, piece, n = rows.shape[0]
+                  int shift, int32_t[::1] last, int64_t[::1] begin, uint16_t[::1] order):
+    """Write the entries of each piece of the file, ascending, as the steps from one to the next.
+
+    The first one's is from 0; ``SKIP`` is a step to no entry. ``begin`` is moved to where each piece ends.
+    """
+    cdef Py_ssize_t i, step, piece, n = rows.shape[0]
     with nogil:
         for i in range(n):
             if i + AHEAD < n:
@@ -107,7 +114,13 @@ def arrange_lists(const index[::1] starts, const index[::1] rows, const index[::
                 continue
             for piece in range((starts[rows[i]] * size + offset) >> shift,
                                (((starts[rows[i] + 1] * size + offset) - 1) >> shift) + 1):
-                order[begin[piece]] = <int32_t>i
+                step = i - last[piece]
+                last[piece] = <int32_t>i
+                while step >= SKIP:
+                    order[begin[piece]] = SKIP
+                    begin[piece] += 1
+                    step -= SKIP
+                order[begin[piece]] = <uint16_t>step
                 begin[piece] += 1
 
 

@@ -17,7 +17,7 @@ from gnncy.storage.topology.graph import GraphStorage
 from gnncy.storage.topology.sweep import Lists
 
 _SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
-_MARGIN = 1.1  # by which a minibatch may be larger than those before it
+_STEP = 2  # bytes by which a node is arranged
 _INT32_MAX = np.iinfo(np.int32).max
 _NONE = np.zeros(0, np.int32)
 
@@ -185,30 +185,30 @@ class StorageSampler:
             again.extendleft(self._draft(draft.number, draft.seeds) for draft in reversed(active[fits:]))
             del active[fits:]
             self._read(active, epoch)
+            # All that a pass brought is in use as long as some of it is.
+            ready = sum(map(self._need, active)) + self._closing if self.prefetch else 0
             last = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
             del active[:len(last)]
             for draft in active:
-                self._close(draft)
-            ready = self._costs[-1] * len(last) + self._closing if self.prefetch else 0
+                self._close(draft, held=True)
             if last:
                 yield last
 
     def _beginners(self, nodes: int) -> int:
         """Minibatches of so many seeds to begin: as many as fit if as many are at every hop."""
-        each, cost, mean = 0, 0, self.graph.nnz / max(self.graph.n_nodes, 1)
+        each, mean = 0, self.graph.nnz / max(self.graph.n_nodes, 1)
         size = self._dtype.itemsize
         held = nodes * size
         for known, fanout in zip(self._costs, self.fanouts, strict=True):
             arcs = int(nodes * (mean if fanout < 0 else min(fanout, mean)))
-            cost = known or held + 2 * size * nodes + self._arc_bytes * arcs  # before any was seen
-            each += cost
+            each += known or held + 2 * size * nodes + self._arc_bytes * arcs  # before any was seen
             nodes = min(nodes + arcs, self.graph.n_nodes)
             held += size * arcs
         # Those that are ready may be in use while the next pass is made.
         room = self._room - max(self._closing, self.graph.pass_nbytes)
         if self.prefetch:
-            each, room = each + cost, room - self._closing
-        return max(1, int(room / (each * _MARGIN))) if each else 1
+            each, room = 2 * each, room - self._closing
+        return max(1, int(room / each)) if each else 1
 
     def _draft(self, number: int, seeds) -> _Draft:
         seeds = check_ids(seeds, self.graph.n_nodes, "seeds").copy()  # kept while the caller may fill them anew
@@ -241,9 +241,8 @@ class StorageSampler:
 
     def _need(self, draft: _Draft) -> int:
         """Bytes that it takes at its present hop: what it holds, its arcs, and how these are arranged."""
-        rows = 2 if self._indptr is not None else 5
-        return (draft.nbytes + self._arc_bytes * draft.arcs
-                + self._dtype.itemsize * (rows * len(draft.nodes) + len(draft.nodes)))
+        rows = self._dtype.itemsize if self._indptr is not None else 4 * self._dtype.itemsize
+        return draft.nbytes + self._arc_bytes * draft.arcs + (rows + _STEP) * len(draft.nodes)
 
     def _closing_of(self, draft: _Draft) -> int:
         """Bytes to number what it has reached, and to make its blocks."""
@@ -293,8 +292,8 @@ class StorageSampler:
             return self.graph.longest_list()
         return int((starts[1::2] - starts[::2]).max(initial=0))
 
-    def _close(self, draft: _Draft) -> None:
-        """Number the nodes that the present hop reached."""
+    def _close(self, draft: _Draft, held: bool) -> None:
+        """Number the nodes that the present hop reached; in few bytes, if they are held for the hops to come."""
         known, n = len(draft.nodes), self.graph.n_nodes
         most = min(n, known + draft.arcs)
         table = self._table(most)
@@ -308,7 +307,7 @@ class StorageSampler:
         if draft.own_weights is not None:
             draft.weights.append(draft.own_weights.copy())
         draft.known.append(known)
-        draft.indices.append(indices)
+        draft.indices.append(indices.astype(np.min_scalar_type(count)) if held else indices)
         draft.nodes, draft.ends, draft.own_weights = reached[:count].copy(), _NONE, None
 
     def _finish(self, draft: _Draft, epoch: int) -> SampledBatch:
@@ -320,7 +319,7 @@ class StorageSampler:
 
         def work(part: int, _: int) -> None:
             if part == 0:
-                self._close(draft)
+                self._close(draft, held=False)
                 return
             for hop in range(hops):
                 known = len(before.nodes) if hop == hops - 1 else counts[hop]
@@ -330,7 +329,7 @@ class StorageSampler:
         run_pieces(work, 2, 1)
         weights = draft.weights or [None] * hops
         sizes = [*draft.known, len(draft.nodes)]
-        blocks = [Block(indptr, indices, sizes[hop + 1], sizes[hop], edges, weights[hop])
+        blocks = [Block(indptr, indices.astype(self._dtype, copy=False), sizes[hop + 1], sizes[hop], edges, weights[hop])
                   for hop, ((indptr, edges), indices) in enumerate(zip(drawn, draft.indices, strict=True))]
         return SampledBatch(draft.nodes.astype(np.int64), blocks[::-1])
 

@@ -15,6 +15,7 @@ _SLICE = 1 << 16  # arcs that are read one by one at a time
 _PIECE_BITS = 20  # of a file that is read in order: pieces of 1 MiB
 _PIECES = 1 << 12  # of a file, at most
 _GROUP = 8  # entries that are drawn for before elements are looked at
+_SKIP = 65535  # a step to no entry
 
 
 @dataclass(slots=True)
@@ -74,16 +75,18 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
     """Bring the elements of the arcs that are drawn."""
     size, bits = file.dtype.itemsize, _bits(file)
     where = lists.starts, lists.rows, lists.indptr, size, file.offset, bits
-    counts, arcs = np.zeros(_pieces(file), np.int64), np.zeros(_pieces(file))
-    draws.count_lists(*where, counts, arcs)
-    stops = np.cumsum(counts)
-    order = np.empty(int(stops[-1]), np.int32)
-    draws.arrange_lists(*where, stops - counts, order)
+    count = _pieces(file)
+    steps, most, arcs = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)
+    draws.count_lists(*where, np.zeros(count, np.int32), steps, most, arcs)
+    stops = np.cumsum(steps)
+    order = np.empty(int(stops[-1]), np.uint16)
+    draws.arrange_lists(*where, np.zeros(count, np.int32), stops - steps, order)
     drawing = lists.stops, lists.keys, lists.starts, lists.rows, lists.nodes, lists.indptr
     scratch = deque(lists.scratch() for _ in range(current_threads()))
 
     def entries(number: int) -> np.ndarray:
-        return order[int(stops[number] - counts[number]):int(stops[number])]
+        own = order[int(stops[number] - steps[number]):int(stops[number])]
+        return np.cumsum(own, dtype=np.int32)[own != _SKIP]
 
     def take(number: int, first: int, piece: np.ndarray) -> None:
         own = scratch.pop()
@@ -94,13 +97,12 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
 
     numbers, places, found = np.empty(0, np.int64), np.empty(0, np.int64), 0
     for number in _sweep(file, block, arcs, take):
-        own = entries(number)
-        room = found + int((lists.indptr[own + 1] - lists.indptr[own]).sum(dtype=np.int64))
+        room = found + int(most[number])
         if room > len(numbers):
             numbers, places = (np.concatenate([array[:found], np.empty(room + _SLICE - found, np.int64)])
                                for array in (numbers, places))
         low, high = _range(file, number)
-        found += draws.locate(low, high, own, *drawing, *scratch[0], numbers[found:], places[found:])
+        found += draws.locate(low, high, entries(number), *drawing, *scratch[0], numbers[found:], places[found:])
         if found >= _SLICE:
             _single(file, block, numbers[:found], places[:found], out)
             found = 0
@@ -121,6 +123,14 @@ def _sweep(file: ArrayFile, block: BlockFile, arcs: np.ndarray,
     buffers = deque(np.split(direct_empty(streams << _bits(file)), streams)) if todo else deque()
     working = threading.BoundedSemaphore(current_threads())
 
+    def use(number: int, buffer: np.ndarray) -> None:
+        low, high = number << _bits(file), min((number + 1) << _bits(file), file.offset + file.nbytes)
+        block.read_range(low, buffer[:high - low])
+        low, high = _range(file, number)
+        skip = file.offset if number == 0 else 0
+        with working:
+            take(number, low, buffer[skip:skip + (high - low) * file.dtype.itemsize].view(file.dtype))
+
     def work() -> None:
         buffer = buffers.pop()
         try:
@@ -129,16 +139,14 @@ def _sweep(file: ArrayFile, block: BlockFile, arcs: np.ndarray,
                     number = todo.popleft()
                 except IndexError:  # another thread took the last one
                     return
-                low, high = _range(file, number)
-                piece = buffer[:(high - low) * file.dtype.itemsize].view(file.dtype)
-                block.read_range(file.offset + low * file.dtype.itemsize, piece)
-                with working:
-                    take(number, low, piece)
+                use(number, buffer)
         except BaseException:
             todo.clear()
             raise
 
     if todo:
+        # The end of the file is no whole page: it goes through an arena, and only this thread shall have touched one.
+        use(todo.pop(), buffers[0])
         together(work, streams, todo.clear)
     return np.flatnonzero(~whole & (arcs > 0)).tolist()
 
