@@ -404,6 +404,26 @@ def test_samples_do_not_depend_on_how_they_are_read(rmat, monkeypatch, piece, di
             assert k == 29
 
 
+def test_entries_that_lie_far_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_PIECE_BITS", 12)
+    n = 150_000
+    graph = sp.csr_array((np.ones(n, np.float32), np.arange(n)[::-1].copy(), np.arange(n + 1)), shape=(n, n))
+    memory = NeighborSampler(graph, (1,))
+    with GraphStorage.create(tmp_path / "graph", graph) as stored:
+        sampler = StorageSampler(stored, (1,), prefetch=False)
+        for seeds in (np.arange(n), np.r_[n - 1, 0:n - 1]):  # of the last piece the first entry is 0 or above 2 * SKIP
+            same_batch(sampler.sample(seeds), memory.sample(seeds))
+
+
+def test_a_file_that_is_cut_short_while_open(rmat, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "_PIECE_BITS", 12)
+    with GraphStorage.create(tmp_path / "graph", rmat[0]) as stored:
+        sampler = StorageSampler(stored, (4, 4))
+        os.truncate(tmp_path / "graph" / "indices.npy", 10_000)
+        with working_threads(2), pytest.raises(StorageError, match="cut short while open"):
+            list(sampler.sample_many(batches_of(2048, 20, 40)))
+
+
 def test_row_starts_stay_on_disk_where_the_limit_is_small(rmat, monkeypatch):
     from gnncy.storage.topology import sampler as module
     graph, folder = rmat
@@ -413,10 +433,10 @@ def test_row_starts_stay_on_disk_where_the_limit_is_small(rmat, monkeypatch):
     memory = NeighborSampler(graph, (3, 2), seed=5)
     with GraphStorage(folder, disk=DISK) as stored:
         sampler = StorageSampler(stored, (3, 2), seed=5, memory_limit=16_000, prefetch=False)
-        assert stored._indptr is None
+        assert stored._arrays.indptr is None
         for k, batch in enumerate(sampler.sample_many(seeds)):
             same_batch(batch, memory.sample(seeds[k], batch=k))
-        assert stored._indptr is None
+        assert stored._arrays.indptr is None
 
 
 def test_minibatches_that_turn_out_larger_begin_anew(rmat, monkeypatch):
@@ -570,7 +590,7 @@ def test_arcs_beyond_int32(tmp_path):
             def draw(fanout, node, loaded=loaded):
                 sampler = StorageSampler(stored, (fanout,), seed=1, memory_limit="400MB")
                 if not loaded:
-                    sampler._indptr = stored._indptr = None
+                    sampler._indptr = stored._arrays.indptr = None
                 return sampler.sample([node]).blocks[0]
 
             block = draw(-1, 3)

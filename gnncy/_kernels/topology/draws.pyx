@@ -23,8 +23,10 @@ ctypedef fused value:
 
 cdef enum:
     AHEAD = 16  # entries that are looked up ahead of need
+
+cpdef enum:
     GROUP = 8  # entries that are drawn for before elements are looked at
-    SKIP = 65535  # the longest step
+    SKIP = 65535  # the longest step from one entry to the next
 
 
 def spans(const index[::1] starts, const index[::1] rows, Py_ssize_t fanout, index[::1] indptr):

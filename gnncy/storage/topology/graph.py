@@ -1,9 +1,8 @@
-"""A graph whose arcs are on disk: the arrays of its CSR matrix, read by extents."""
+"""A graph whose arcs are on disk: rows of its adjacency matrix and the ends of its arcs, as they are asked for."""
 import os
 import sys
 import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,26 +10,17 @@ import numpy as np
 import scipy.sparse as sp
 
 from gnncy._check import check_ids, check_int
-from gnncy._kernels.topology import draws
 from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
-from gnncy.graph import as_csr, is_symmetric
+from gnncy.graph import as_csr
 from gnncy.graph.inclusion import inclusion_by_blocks
-from gnncy.storage._blocks import BlockFile, IOStatistics, ascending
-from gnncy.storage.layout import checksums
+from gnncy.storage._blocks import IOStatistics
 from gnncy.storage.layout.checksums import VerifyReport
-from gnncy.storage.topology import sweep
-from gnncy.storage.topology.layout import read_layout, table_of, writing
+from gnncy.storage.topology.arrays import CHUNK, GraphArrays
+from gnncy.storage.topology.sweep import sweep_nbytes
 
 if TYPE_CHECKING:
     from gnncy.storage.plans import DiskModel
-
-_SLICE = 1 << 16  # arcs whose reads are planned at once
-_CHUNK = 1 << 20  # arcs of a block of rows
-_PIECE_BITS = 21  # of a file that is read in order: pieces of 2 MiB
-_PIECES = 1 << 12  # of a file, at most
-_AHEAD = 2  # pieces that are read while one is in use
-_INT32_MAX = np.iinfo(np.int32).max
 
 
 class GraphStorage:
@@ -80,34 +70,16 @@ class GraphStorage:
 
     def __init__(self, path, *, io_threads: int | None = None, direct: bool | None = None,
                  disk: "DiskModel | None" = None):
-        self._opened: dict[str, BlockFile] | None = None
-        self._indptr: np.ndarray | None = None
-        self._longest = 0
         self.path = Path(path)
         self.io_threads = None if io_threads is None else check_int(io_threads, "io_threads", 1)
         self._direct, self._disk = direct, disk
         self.stats = IOStatistics()
-        self._layout = read_layout(self.path)
-        self.n_nodes, self.nnz = self._layout.n_nodes, self._layout.nnz
-        self.weighted, self.symmetric = "data" in self._layout.files, self._layout.symmetric
-        self.dtype = self._layout.files["data"].dtype if self.weighted else np.dtype(np.float32)
-        self.index_dtype = np.dtype(np.int32 if max(self.n_nodes, self.nnz) <= _INT32_MAX else np.int64)
         self._pid = os.getpid()
-        opened: dict[str, BlockFile] = {}
-        try:
-            for name, file in self._layout.files.items():
-                opened[name] = BlockFile(file.path, direct=direct, disk=disk, io_threads=self.io_threads,
-                                         stats=self.stats)
-            self._opened = opened
-            ends = self._read("indptr", 0, 1), self._read("indptr", self.n_nodes, self.n_nodes + 1)
-            if (int(ends[0][0]), int(ends[1][0])) != (0, self.nnz):
-                raise StorageError(f"{self.path / 'indptr.npy'}: row starts go from {ends[0][0]} to {ends[1][0]}, "
-                                   f"{self.nnz} arcs need 0 to {self.nnz}; restore the folder from a copy")
-        except BaseException:
-            self._opened = None
-            for block in opened.values():
-                block.close()
-            raise
+        self._arrays = GraphArrays(self.path, self.io_threads, direct, disk, self.stats)
+        layout = self._arrays.layout
+        self.n_nodes, self.nnz, self.index_dtype = layout.n_nodes, layout.nnz, self._arrays.index_dtype
+        self.weighted, self.symmetric = self._arrays.weighted, layout.symmetric
+        self.dtype = layout.files["data"].dtype if self.weighted else np.dtype(np.float32)
 
     @classmethod
     def open(cls, path, **options) -> "GraphStorage":
@@ -132,14 +104,8 @@ class GraphStorage:
         FileExistsError
             If ``path`` exists and ``overwrite`` is False.
         """
-        graph = as_csr(adjacency)
-        weights = None if (graph.data == 1).all() else graph.data.dtype
-        with writing(path, graph.shape[0], weights, is_symmetric(graph), overwrite) as writer:
-            for start in range(0, graph.shape[0] + 1, _SLICE):
-                writer.start_rows(graph.indptr[start:start + _SLICE])
-            for start in range(0, graph.nnz, _CHUNK):
-                part = slice(start, start + _CHUNK)
-                writer.append(None, graph.indices[part], graph.data[part])
+        from gnncy.storage.topology.ingest import write_matrix
+        write_matrix(path, adjacency, overwrite)
         return cls(path)
 
     @classmethod
@@ -147,8 +113,9 @@ class GraphStorage:
                    memory_limit: int | float | str = "256MB", overwrite: bool = False) -> "GraphStorage":
         """Write a list of edges in any order, larger than memory perhaps, to disk as a graph, and open it.
 
-        Edges are spilled to files beside the new folder and sorted part by part: 16 bytes an edge that is stored in
-        both directions, and 8 more if it has a weight, all removed after.
+        Edges are spilled to files beside the new folder and sorted part by part. Of those that do not fit into memory
+        this takes 16 bytes for each arc, and 8 more if it has a weight: 32 or 48 an edge that is stored in both
+        directions. All of it is removed after.
 
         Parameters
         ----------
@@ -205,26 +172,27 @@ class GraphStorage:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays on disk."""
-        return sum(file.nbytes for file in self._layout.files.values())
+        return sum(file.nbytes for file in self._arrays.layout.files.values())
 
     @property
     def pass_nbytes(self) -> int:
         """Bytes that a pass over arcs reads into."""
-        return max(sweep.sweep_nbytes(file) for name, file in self._layout.files.items() if name != "indptr")
+        return max(sweep_nbytes(file) for name, file in self._arrays.layout.files.items() if name != "indptr")
 
     def width(self, what: str) -> int:
         """Bytes of an element of an array."""
-        return self._layout.files[what].dtype.itemsize if what in self._layout.files else self.dtype.itemsize
+        file = self._arrays.layout.files.get(what)
+        return self.dtype.itemsize if file is None else file.dtype.itemsize
 
     @property
     def direct(self) -> bool:
         """Whether arcs are read past the page cache."""
-        return self._file("indices").direct
+        return self._arrays.file("indices").direct
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._opened is None
+        return self._arrays.closed
 
     def __len__(self) -> int:
         return self.n_nodes
@@ -249,22 +217,12 @@ class GraphStorage:
         ndarray, shape (n + 1,)
             Do not write into it.
         """
-        if self._indptr is None:
-            indptr = np.zeros(self.n_nodes + 1, self.index_dtype)
-            for start in range(0, self.n_nodes, _CHUNK):
-                stop = min(start + _CHUNK, self.n_nodes)
-                starts = self._starts(start, stop)
-                if starts[0] != indptr[start]:
-                    raise self._broken_starts()
-                indptr[start:stop + 1] = starts
-                self._longest = max(self._longest, int(np.diff(starts).max()))
-            self._indptr = indptr
-        return self._indptr
+        return self._arrays.load_indptr()
 
     def longest_list(self) -> int:
         """Most arcs of a node; known once row starts are loaded."""
         self.load_indptr()
-        return self._longest
+        return self._arrays.longest
 
     def spans(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of each node's first arc, and how many it has; both int64.
@@ -274,51 +232,21 @@ class GraphStorage:
         nodes : array of int
             Any order, repeats allowed.
         """
-        nodes = check_ids(nodes, self.n_nodes, "nodes")
-        if self._indptr is not None:
-            first = self._indptr[nodes].astype(np.int64)
-            degree = self._indptr[nodes + 1] - first
-        else:
-            rows, place = ascending(nodes)
-            file = self._layout.files["indptr"]
-            size = file.dtype.itemsize
-            pairs = np.empty((len(nodes), 2), file.dtype)
-            for low in range(0, len(rows), _SLICE):
-                some = rows[low:low + _SLICE]
-                self._file("indptr").gather(some * size + file.offset, np.broadcast_to(np.int64(2 * size), len(some)),
-                                            place[low:low + _SLICE] * (2 * size), pairs)
-            first = pairs[:, 0].astype(np.int64)
-            degree = pairs[:, 1] - first
-        if len(degree) and (int(degree.min()) < 0 or int(first.min()) < 0 or int((first + degree).max()) > self.nnz):
-            raise self._broken_starts()
-        return first, degree
+        return self._arrays.spans(check_ids(nodes, self.n_nodes, "nodes"))
 
     def degrees(self) -> np.ndarray:
         """Arcs of every node, int64 of shape (n,)."""
         out = np.empty(self.n_nodes, np.int64)
-        for start in range(0, self.n_nodes, _CHUNK):
-            out[start:start + _CHUNK] = np.diff(self._starts(start, min(start + _CHUNK, self.n_nodes)))
+        for start in range(0, self.n_nodes, CHUNK):
+            out[start:start + CHUNK] = np.diff(self._arrays.starts(start, min(start + CHUNK, self.n_nodes)))
         return out
-
-    def _starts(self, start: int, stop: int) -> np.ndarray:
-        """Row starts of the nodes ``start .. stop``, the last included."""
-        if self._indptr is not None:
-            return self._indptr[start:stop + 1].astype(np.int64)
-        starts = self._read("indptr", start, stop + 1).astype(np.int64)
-        if (np.diff(starts) < 0).any() or starts[0] < 0 or starts[-1] > self.nnz:
-            raise self._broken_starts()
-        return starts
-
-    def _broken_starts(self) -> StorageError:
-        return StorageError(f"{self.path / 'indptr.npy'}: row starts do not ascend from 0 to {self.nnz}, the file is "
-                            f"damaged; restore the folder from a copy")
 
     # Arcs
 
     def neighbors(self, node: int) -> np.ndarray:
         """Ends of a node's arcs, ascending int64."""
         first, degree = self.spans(np.array([check_int(node, "node", 0, self.n_nodes - 1)]))
-        return self._ends(int(first[0]), int(first[0] + degree[0])).astype(np.int64)
+        return self._arrays.ends(int(first[0]), int(first[0] + degree[0])).astype(np.int64)
 
     def read_batch(self, ids) -> sp.csr_array:
         """Rows of the adjacency matrix, in the given order.
@@ -334,27 +262,17 @@ class GraphStorage:
         """
         ids = check_ids(ids, self.n_nodes, "ids")
         first, degree = self.spans(ids)
-        indptr = np.concatenate([[0], np.cumsum(degree)])
-        rows, place = ascending(first)
-        place = place[degree[place] > 0]
-        start, length, target = first[place], degree[place], indptr[place]
-
-        def gather(name: str) -> np.ndarray:
-            file = self._layout.files[name]
-            out, size = np.empty(int(indptr[-1]), file.dtype), file.dtype.itemsize
-            self._file(name).gather(start * size + file.offset, length * size, target * size, out)
-            return out
-
-        indices = self._checked(gather("indices"))
-        return self._matrix(indptr, indices, gather("data") if self.weighted else None)
+        return self._matrix(np.concatenate([[0], np.cumsum(degree)]),
+                            self._arrays.checked_ends(self._arrays.gather("indices", first, degree)),
+                            self._arrays.gather("data", first, degree) if self.weighted else None)
 
     def read_rows(self, start: int, stop: int) -> sp.csr_array:
         """Rows ``start .. stop - 1`` of the adjacency matrix, read sequentially."""
         start = check_int(start, "start", 0, self.n_nodes)
         stop = check_int(stop, "stop", start, self.n_nodes)
-        return self._rows(self._starts(start, stop))
+        return self._rows(self._arrays.starts(start, stop))
 
-    def iter_rows(self, chunk_arcs: int = _CHUNK) -> Iterator[tuple[int, sp.csr_array]]:
+    def iter_rows(self, chunk_arcs: int = CHUNK) -> Iterator[tuple[int, sp.csr_array]]:
         """Blocks of rows in their order, each with the number of its first row.
 
         Parameters
@@ -362,7 +280,7 @@ class GraphStorage:
         chunk_arcs : int
             Arcs of a block, at most, but for a node that has more; and nodes, at most.
         """
-        for start, starts in self._pieces(check_int(chunk_arcs, "chunk_arcs", 1)):
+        for start, starts in self._arrays.blocks(check_int(chunk_arcs, "chunk_arcs", 1)):
             yield start, self._rows(starts)
 
     def read_arcs(self, arcs) -> np.ndarray:
@@ -401,27 +319,13 @@ class GraphStorage:
             arcs = check_ids(arcs, self.nnz, "arcs")
         out = np.ones(len(arcs), self.dtype)
         if self.weighted:
-            self._visit("data", arcs, out)
+            self._arrays.visit("data", arcs, out)
         return out
 
     def replace_by_ends(self, arcs: np.ndarray) -> np.ndarray:
         """Put the end of each arc where its number stands, in an array of int32 or int64."""
-        self._visit("indices", arcs, arcs)
+        self._arrays.visit("indices", arcs, arcs)
         return arcs
-
-    def _visit(self, name: str, arcs: np.ndarray, out: np.ndarray) -> None:
-        sweep.visit(self._layout.files[name], self._file(name), arcs, out)
-
-    def read_drawn(self, lists, weighted):
-        def read(name):
-            out = np.empty(int(lists.indptr[-1]), self._layout.files[name].dtype)
-            sweep.draw(self._layout.files[name], self._file(name), lists, out)
-            return out
-        ends = read("indices")
-        weights = None
-        if weighted:
-            weights = read("data") if self.weighted else np.ones(len(ends), self.dtype)
-        return ends, weights
 
     def inclusion_probabilities(self, seeds, fanouts, batch_size: int) -> np.ndarray:
         """Probability of each node to be in a minibatch, as :func:`gnncy.graph.inclusion_probabilities` computes it.
@@ -468,44 +372,28 @@ class GraphStorage:
                                    f"{format_bytes(limit)} are allowed; sample from it or read it with iter_rows")
         indptr = np.empty(self.n_nodes + 1, self.index_dtype)
         indices, data = np.empty(self.nnz, self.index_dtype), np.ones(self.nnz, self.dtype)
-        for start in range(0, self.n_nodes + 1, _CHUNK):
-            stop = min(start + _CHUNK, self.n_nodes + 1)
-            indptr[start:stop] = self._starts(start, stop - 1)
-        for start in range(0, self.nnz, _CHUNK):
-            stop = min(start + _CHUNK, self.nnz)
-            indices[start:stop] = self._ends(start, stop)
+        for start in range(0, self.n_nodes + 1, CHUNK):
+            stop = min(start + CHUNK, self.n_nodes + 1)
+            indptr[start:stop] = self._arrays.starts(start, stop - 1)
+        for start in range(0, self.nnz, CHUNK):
+            stop = min(start + CHUNK, self.nnz)
+            indices[start:stop] = self._arrays.ends(start, stop)
             if self.weighted:
-                data[start:stop] = self._read("data", start, stop)
+                data[start:stop] = self._arrays.read("data", start, stop)
         return as_csr(sp.csr_array((data, indices, indptr), shape=self.shape))
 
     def _rows(self, starts: np.ndarray) -> sp.csr_array:
         low, high = int(starts[0]), int(starts[-1])
-        return self._matrix(starts - low, self._ends(low, high),
-                            self._read("data", low, high) if self.weighted else None)
+        return self._matrix(starts - low, self._arrays.ends(low, high),
+                            self._arrays.read("data", low, high) if self.weighted else None)
 
     def _matrix(self, indptr: np.ndarray, indices: np.ndarray, data: np.ndarray | None) -> sp.csr_array:
         data = np.ones(len(indices), np.float32) if data is None else data
         return sp.csr_array((data, indices, indptr), shape=(len(indptr) - 1, self.n_nodes))
 
-    def _ends(self, start: int, stop: int) -> np.ndarray:
-        return self._checked(self._read("indices", start, stop))
-
-    def _checked(self, ends: np.ndarray) -> np.ndarray:
-        if len(ends) and (int(ends.min()) < 0 or int(ends.max()) >= self.n_nodes):
-            raise self.broken_ends()
-        return ends
-
     def broken_ends(self) -> StorageError:
         """The error for an end of an arc that is no node."""
-        return StorageError(f"{self.path / 'indices.npy'}: an arc ends outside 0..{self.n_nodes - 1}, the file is "
-                            f"damaged; find where with verify(), and restore the folder from a copy")
-
-    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Elements of an array, sequentially."""
-        file = self._layout.files[name]
-        out = np.empty(stop - start, file.dtype)
-        self._file(name).read_range(file.offset + start * file.dtype.itemsize, out)
-        return out
+        return self._arrays.broken_ends()
 
     # The whole of it
 
@@ -575,54 +463,13 @@ class GraphStorage:
         ...     graph.verify().ok
         True
         """
-        damaged: list[tuple[int, int]] = []
-        unchecked: list[tuple[int, int]] = [] if self._layout.summed else [(0, self.n_nodes)]
-        for name, file in self._layout.files.items() if self._layout.summed else ():
-            with BlockFile(file.path, direct=True, io_threads=self.io_threads, stats=self.stats) as disk:
-                found = checksums.check(disk, file.offset, file.nbytes,
-                                        partial(checksums.load_table, table_of(file.path), file.nbytes))
-            for extents, target in zip(found, (damaged, unchecked), strict=True):
-                for low, high in checksums.row_ranges(extents, file.dtype.itemsize, file.length):
-                    target.append((max(low - 1, 0), min(high, self.n_nodes)) if name == "indptr" else
-                                  (self._row_of(low), self._row_of(high - 1) + 1))
-        if not damaged:
-            for start, starts in self._pieces(_CHUNK):
-                bad = np.zeros(len(starts) - 1, np.uint8)
-                ends = self._read("indices", int(starts[0]), int(starts[-1]))
-                draws.misplaced(starts - starts[0], ends, self.n_nodes, bad)
-                damaged += [(start + row, start + row + 1) for row in np.flatnonzero(bad).tolist()]
-        rows = checksums.merged(damaged)
-        return VerifyReport(self.path, self.n_nodes, rows, checksums.merged(unchecked), checksums.members(rows))
-
-    def _pieces(self, most: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Row starts of blocks of rows with at most so many arcs, but for a node that has more, and so many nodes."""
-        start = 0
-        while start < self.n_nodes:
-            starts = self._starts(start, min(start + most, self.n_nodes))
-            rows = max(1, int(np.searchsorted(starts, starts[0] + most, "right")) - 1)
-            yield start, starts[:rows + 1]
-            start += rows
-
-    def _row_of(self, arc: int) -> int:
-        """The node that an arc begins at."""
-        low, high = 0, self.n_nodes
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if int(self._starts(middle, middle)[0]) <= arc else (low, middle)
-        return low
+        return self._arrays.verify()
 
     # Its life
 
-    def _file(self, name: str) -> BlockFile:
-        if self._opened is None:
-            raise ValueError(f"{self.path}: the graph is closed; open it again")
-        return self._opened[name]
-
     def close(self) -> None:
         """Let go of the files. Closing twice does nothing."""
-        opened, self._opened = self._opened, None
-        for file in (opened or {}).values():
-            file.close()
+        self._arrays.close()
 
     def __enter__(self) -> "GraphStorage":
         return self
@@ -631,7 +478,7 @@ class GraphStorage:
         self.close()
 
     def __del__(self):
-        if getattr(self, "_opened", None) is not None and not sys.is_finalizing():
+        if hasattr(self, "_arrays") and not self.closed and not sys.is_finalizing():
             if self._pid == os.getpid():
                 warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()

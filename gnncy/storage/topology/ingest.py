@@ -1,4 +1,4 @@
-"""Lists of edges in any order, larger than memory perhaps, to graphs on disk."""
+"""To graphs on disk: matrices, and lists of edges in any order, larger than memory perhaps."""
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,12 +9,26 @@ import numpy as np
 from gnncy._check import check_finite, check_ids, check_int
 from gnncy._memory import format_bytes
 from gnncy.errors import GraphFormatError, MemoryLimitError
+from gnncy.graph import as_csr, is_symmetric
 from gnncy.storage.topology.layout import MOST, writing
 from gnncy.storage.topology.sorting import KEY_BYTES, WEIGHED_BYTES, Piece, distinct
 
+_ELEMENTS = 1 << 20  # of a matrix, that are written at a time
 _EDGES = 1 << 16  # edges in hand at a time
 _SCRATCH = 12_000_000  # bytes for them
 _LEAST = 1 << 16  # keys that are sorted at a time, at least
+
+
+def write_matrix(path, adjacency, overwrite: bool) -> None:
+    """What :meth:`GraphStorage.create` does."""
+    graph = as_csr(adjacency)
+    weights = None if (graph.data == 1).all() else graph.data.dtype
+    with writing(path, graph.shape[0], weights, is_symmetric(graph), overwrite) as writer:
+        for start in range(0, graph.shape[0] + 1, _ELEMENTS):
+            writer.start_rows(graph.indptr[start:start + _ELEMENTS])
+        for start in range(0, graph.nnz, _ELEMENTS):
+            part = slice(start, start + _ELEMENTS)
+            writer.append(None, graph.indices[part], graph.data[part])
 
 
 def write_edges(path, edges, n_nodes: int | None, directed: bool, limit: int, overwrite: bool) -> None:

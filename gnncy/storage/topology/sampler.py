@@ -229,15 +229,15 @@ class StorageSampler:
                 draft.spans = spans[low:low + 2 * len(draft.nodes)].copy()
                 low += len(draft.spans)
         for draft in drafts:
-            draft.arcs = draws.total(*self._lists(draft, len(draft.nodes)), self.fanouts[draft.hop])
+            draft.arcs = draws.total(*self._lists(draft.nodes, draft.spans), self.fanouts[draft.hop])
             self._costs[draft.hop] = max(self._costs[draft.hop], self._need(draft))
             self._closing = max(self._closing, self._closing_of(draft))
 
-    def _lists(self, draft: _Draft, nodes: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the lists of its first nodes are: row starts, and the number of each one's row."""
+    def _lists(self, nodes: np.ndarray, spans: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the lists of nodes are: row starts, and the number of each one's row."""
         if self._indptr is not None:
-            return self._indptr, draft.nodes[:nodes]
-        return draft.spans, np.arange(0, 2 * nodes, 2, self._dtype)
+            return self._indptr, nodes
+        return spans, np.arange(0, len(spans), 2, dtype=self._dtype)
 
     def _need(self, draft: _Draft) -> int:
         """Bytes that it takes at its present hop: what it holds, its arcs, and how these are arranged."""
@@ -248,19 +248,20 @@ class StorageSampler:
         """Bytes to number what it has reached, and to make its blocks."""
         size, most = self._dtype.itemsize, min(self.graph.n_nodes, len(draft.nodes) + draft.arcs)
         edges = draft.arcs + sum(map(len, draft.indices))
-        return size * (most + draft.arcs + edges) + max(8 * most, size * self._table_size(most))
+        return size * (most + draft.arcs + edges) + max(8 * most, size * _table_size(most))
 
     def _fitting(self, drafts: list[_Draft], ready: int) -> int:
         """How many of the minibatches, from the first on, can take their present hops together."""
         closing = np.maximum.accumulate([self._closing_of(draft) for draft in drafts])
         total = np.cumsum([self._need(draft) for draft in drafts]) + np.maximum(closing, self.graph.pass_nbytes)
-        arcs = np.cumsum([draft.arcs for draft in drafts])
-        if total[0] > self._room or arcs[0] > _INT32_MAX:
+        places = np.cumsum([max(draft.arcs, len(draft.nodes)) for draft in drafts])
+        if total[0] > self._room or places[0] > _INT32_MAX:
             least = int(total[0]) + self.memory_limit - self._room
             raise MemoryLimitError(f"memory_limit={format_bytes(self.memory_limit)} is too small: minibatch "
-                                   f"{drafts[0].number} of {len(drafts[0].seeds)} seeds draws {arcs[0]} arcs and needs "
-                                   f"{-(-least // 10**6)}MB; raise the limit, or make minibatches or fanouts smaller")
-        return max(1, int(((total <= self._room - ready) & (arcs <= _INT32_MAX)).sum()))
+                                   f"{drafts[0].number} of {len(drafts[0].seeds)} seeds draws {drafts[0].arcs} arcs "
+                                   f"and needs {-(-least // 10**6)}MB; raise the limit, or make minibatches or "
+                                   f"fanouts smaller")
+        return max(1, int(((total <= self._room - ready) & (places <= _INT32_MAX)).sum()))
 
     def _read(self, drafts: list[_Draft], epoch: int) -> None:
         """Draw arcs, and bring what is at their places."""
@@ -269,15 +270,16 @@ class StorageSampler:
         nodes = np.concatenate([draft.nodes for draft in drafts])
         for draft, part in zip(drafts, own, strict=True):
             draft.nodes = nodes[part]
-        starts, rows = self._indptr, nodes
-        if starts is None:
-            starts, rows = np.concatenate([draft.spans for draft in drafts]), np.arange(0, 2 * len(nodes), 2, self._dtype)
+        starts, rows = self._lists(nodes, np.concatenate([draft.spans for draft in drafts]))
         indptr = np.zeros(len(nodes) + 1, self._dtype)
         for draft, part in zip(drafts, own, strict=True):
             draws.spans(starts, rows[part], self.fanouts[draft.hop], indptr[part.start:part.stop + 1])
         keys = np.array([self._key(draft, draft.hop, epoch) for draft in drafts], np.uint64)
         lists = Lists(starts, rows, nodes, indptr, stops, keys, self._longest(starts), max(self.fanouts))
-        ends, weights = self.graph.read_drawn(lists, self.weighted)
+        arrays = self.graph._arrays
+        ends, weights = arrays.draw("indices", lists), None
+        if self.weighted:
+            weights = arrays.draw("data", lists) if self.graph.weighted else np.ones(len(ends), self.graph.dtype)
         for draft, part in zip(drafts, own, strict=True):
             arcs = slice(int(indptr[part.start]), int(indptr[part.stop]))
             draft.ends = ends[arcs]
@@ -312,44 +314,37 @@ class StorageSampler:
 
     def _finish(self, draft: _Draft, epoch: int) -> SampledBatch:
         """Number the nodes that the last hop reached, and meanwhile draw all arcs again: they are not held."""
-        hops = len(self.fanouts)
+        nodes, sizes = draft.nodes, [*draft.known, len(draft.nodes)]  # of each hop the first ones are the destinations
+        starts, rows = self._lists(nodes, draft.spans)
         drawn: list[tuple[np.ndarray, np.ndarray]] = []
-        before = _Draft(draft.number, draft.seeds, draft.nodes)
-        before.spans = draft.spans
 
         def work(part: int, _: int) -> None:
             if part == 0:
                 self._close(draft, held=False)
                 return
-            for hop in range(hops):
-                known = len(before.nodes) if hop == hops - 1 else counts[hop]
-                drawn.append(self._drawn(before, known, hop, epoch))
+            taken = np.zeros(self._longest(starts) // 64 + 1, np.uint64)
+            for hop, (size, fanout) in enumerate(zip(sizes, self.fanouts, strict=True)):
+                indptr = np.zeros(size + 1, self._dtype)
+                draws.spans(starts, rows[:size], fanout, indptr)
+                edges = np.empty(int(indptr[-1]), self._dtype)
+                draws.choose(starts, rows[:size], nodes, indptr, self._key(draft, hop, epoch), taken, edges)
+                drawn.append((indptr, edges))
 
-        counts = list(draft.known)
         run_pieces(work, 2, 1)
-        weights = draft.weights or [None] * hops
-        sizes = [*draft.known, len(draft.nodes)]
-        blocks = [Block(indptr, indices.astype(self._dtype, copy=False), sizes[hop + 1], sizes[hop], edges, weights[hop])
-                  for hop, ((indptr, edges), indices) in enumerate(zip(drawn, draft.indices, strict=True))]
-        return SampledBatch(draft.nodes.astype(np.int64), blocks[::-1])
-
-    def _drawn(self, draft: _Draft, nodes: int, hop: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row starts and arcs of the block of a hop, whose destinations are the first nodes."""
-        starts, rows = self._lists(draft, nodes)
-        indptr = np.zeros(nodes + 1, self._dtype)
-        draws.spans(starts, rows, self.fanouts[hop], indptr)
-        edges = np.empty(int(indptr[-1]), self._dtype)
-        taken = np.zeros(self._longest(starts) // 64 + 1, np.uint64)
-        draws.choose(starts, rows, draft.nodes, indptr, self._key(draft, hop, epoch), taken, edges)
-        return indptr, edges
+        sizes.append(len(draft.nodes))
+        blocks = [Block(drawn[hop][0], draft.indices[hop].astype(self._dtype, copy=False), sizes[hop + 1], sizes[hop],
+                        drawn[hop][1], draft.weights[hop] if self.weighted else None)
+                  for hop in reversed(range(len(self.fanouts)))]
+        return SampledBatch(draft.nodes.astype(np.int64), blocks)
 
     @property
     def _dtype(self) -> np.dtype:
         return self.graph.index_dtype
 
-    def _table_size(self, nodes: int) -> int:
-        return min(nodes, self.graph.n_nodes) * 3 // 2 + 1
-
     def _table(self, nodes: int) -> np.ndarray:
         """An empty table with room for some nodes."""
-        return np.full(self._table_size(nodes), -1, self._dtype)
+        return np.full(_table_size(nodes), -1, self._dtype)
+
+
+def _table_size(nodes: int) -> int:
+    return nodes * 3 // 2 + 1

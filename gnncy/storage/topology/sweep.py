@@ -14,8 +14,6 @@ from gnncy.storage.topology.layout import ArrayFile
 _SLICE = 1 << 16  # arcs that are read one by one at a time
 _PIECE_BITS = 20  # of a file that is read in order: pieces of 1 MiB
 _PIECES = 1 << 12  # of a file, at most
-_GROUP = 8  # entries that are drawn for before elements are looked at
-_SKIP = 65535  # a step to no entry
 
 
 @dataclass(slots=True)
@@ -37,7 +35,8 @@ class Lists:
 
     def scratch(self) -> tuple[np.ndarray, np.ndarray]:
         """What one thread draws in."""
-        return np.zeros(self.longest // 64 + 1, np.uint64), np.empty((_GROUP, max(1, min(self.most, self.longest))), self.starts.dtype)
+        most = max(1, min(self.most, self.longest))
+        return np.zeros(self.longest // 64 + 1, np.uint64), np.empty((draws.GROUP, most), self.starts.dtype)
 
 
 def sweep_nbytes(file: ArrayFile) -> int:
@@ -86,7 +85,7 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
 
     def entries(number: int) -> np.ndarray:
         own = order[int(stops[number] - steps[number]):int(stops[number])]
-        return np.cumsum(own, dtype=np.int32)[own != _SKIP]
+        return np.cumsum(own, dtype=np.int32)[own != draws.SKIP]
 
     def take(number: int, first: int, piece: np.ndarray) -> None:
         own = scratch.pop()
