@@ -20,6 +20,7 @@ from gnncy.storage import ColdTierLoader, FeatureStorage, GraphStorage, StorageS
 from gnncy.storage._blocks import npy_header
 from gnncy.storage.plans import DiskModel
 from gnncy.storage.topology import sweep
+from gnncy.training import GraphLoader
 
 DISK = DiskModel(20e-6, 2e9, 2e9, threads=4)
 SLOW = DiskModel(1e-7, 1e9, 1e9, threads=4)  # operations cost next to nothing: arcs are read one by one
@@ -626,6 +627,13 @@ def test_manifest_says_what_is_there(tmp_path):
     assert (meta["format"], meta["version"], meta["n_nodes"], meta["nnz"]) == ("gnncy-topology", 1, 300, graph.nnz)
     assert np.array_equal(np.load(tmp_path / "graph" / "indices.npy"), graph.indices)
     assert np.load(tmp_path / "graph" / "indptr.npy").dtype == np.int64
+
+
+def test_what_needs_a_graph_in_memory_says_what_to_take(rmat):
+    with GraphStorage(rmat[1]) as stored:
+        for call in (NeighborSampler, as_csr, lambda graph: GraphLoader(graph, np.zeros((2048, 2), np.float32))):
+            with pytest.raises(TypeError, match="got GraphStorage, .* with gnncy.storage.StorageSampler or ColdTierLo"):
+                call(stored)
 
 
 # Together with features on disk
