@@ -428,7 +428,7 @@ class GraphEncoder(Estimator):
 @contextmanager
 def _checked(X, features):
     """The adjacency in canonical form and the features as a storage; a file that is opened here is closed after."""
-    adjacency = as_csr(X if issparse(X) else check_array(X, "X"), name="X")
+    adjacency = as_csr(X if issparse(X) or hasattr(X, "to_csr") else check_array(X, "X"), name="X")
     n = adjacency.shape[0]
     if adjacency.nnz and adjacency.data.min() < 0:
         raise GraphFormatError(f"Negative values in data passed to GraphEncoder: X has weights down to "
