@@ -50,7 +50,7 @@ def as_csr(adjacency, *, name: str = "adjacency", dtype=None, square: bool = Tru
     """
     if not sp.issparse(adjacency):
         if hasattr(adjacency, "to_csr"):
-            raise TypeError(f"{name} must be a graph in memory, got {type(adjacency).__name__}, whose arcs are on disk; "
+            raise TypeError(f"{name} must be a graph in memory, got {type(adjacency).__name__}, of arcs on disk; "
                             f"sample from it with gnncy.storage.StorageSampler or ColdTierLoader, or take its to_csr()")
         if not (isinstance(adjacency, (list, tuple)) or hasattr(adjacency, "__array__")):
             raise TypeError(f"{name} must be a scipy.sparse array or matrix, or a dense array, "
