@@ -77,21 +77,21 @@ def sampling(graph, seeds, fanouts, limit, what, in_memory, on_disk, memory):
     """Rows of one epoch."""
     memory.trim()
     memory.reset_peak()
-    before, read = memory.rss(), graph.stats.snapshot()
+    before = memory.rss()
     sampler = on_disk(graph, fanouts, seed=1, memory_limit=limit, prefetch=False)
     timed(sampler.sample_many(seeds))
-    peak, io = memory.peak_rss() - before, graph.stats.snapshot() - read
-    adjacency = graph.to_csr()
-    whole = in_memory(adjacency, fanouts, seed=1)
+    peak = memory.peak_rss() - before
+    whole = in_memory(graph.to_csr(), fanouts, seed=1)
+    read = graph.stats.snapshot()  # of an epoch that knows how large minibatches are
     for number, batch in enumerate(sampler.sample_many(seeds)):
         if number % 7 == 0:
             assert digest(batch) == digest(whole.sample(seeds[number], batch=number)), "samples differ"
+    passes = (graph.stats.snapshot() - read).bytes_read / (graph.nnz * 4)
     ahead = on_disk(graph, fanouts, seed=1, memory_limit=limit, prefetch=True)
     sides = {"memory": lambda: (whole.sample(some, batch=k) for k, some in enumerate(seeds)),
              "disk": lambda: sampler.sample_many(seeds), "ahead": lambda: ahead.sample_many(seeds)}
     rounds = [{name: timed(call()) for name, call in sides.items()} for _ in range(3)]
     wall, cpu = ({name: statistics.median(each[name][k] for each in rounds) for name in sides} for k in (0, 1))
-    passes = io.bytes_read / (graph.nnz * 4)
     yield row(f"{what}, {passes:.1f} passes", wall["disk"], "in memory", wall["memory"], 0.33)
     yield row(f"{what}, reading ahead", wall["ahead"], "in memory", wall["memory"], None)
     yield row(f"{what}, processor time", cpu["disk"], "in memory", cpu["memory"], None)

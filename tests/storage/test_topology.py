@@ -403,6 +403,9 @@ def test_samples_do_not_depend_on_how_they_are_read(rmat, monkeypatch, piece, di
                 for k, batch in enumerate(sampler.sample_many(seeds)):
                     same_batch(batch, memory.sample(seeds[k], batch=k), True)
             assert k == 29
+        sampler = StorageSampler(stored, (4, 4), seed=1, weighted=True, prefetch=prefetch, n_jobs=2)
+        for k, batch in enumerate(sampler.sample_many(seeds)):
+            same_batch(batch, memory.sample(seeds[k], batch=k), True)
 
 
 def test_entries_that_lie_far_apart(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from gnncy._kernels.topology import draws
+from gnncy._threads import current_threads
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import BlockFile, IOStatistics, ascending
 from gnncy.storage.layout import checksums
@@ -78,12 +79,12 @@ class GraphArrays:
 
     def visit(self, name: str, arcs: np.ndarray, out: np.ndarray) -> None:
         """The elements of arcs in any order, by one ascending pass; ``out`` may be ``arcs``."""
-        sweep.visit(self.layout.files[name], self.file(name), arcs, out)
+        sweep.visit(self.layout.files[name], self.file(name), arcs, out, current_threads())
 
-    def draw(self, name: str, lists: sweep.Lists) -> np.ndarray:
+    def draw(self, name: str, lists: sweep.Lists, threads: int | None = None) -> np.ndarray:
         """The elements of the arcs that are drawn, by one ascending pass."""
         out = np.empty(int(lists.indptr[-1]), self.layout.files[name].dtype)
-        sweep.draw(self.layout.files[name], self.file(name), lists, out)
+        sweep.draw(self.layout.files[name], self.file(name), lists, out, threads or current_threads())
         return out
 
     def ends(self, start: int, stop: int) -> np.ndarray:

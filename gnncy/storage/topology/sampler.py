@@ -8,7 +8,7 @@ from gnncy._check import check_ids, check_int
 from gnncy._kernels.topology import draws
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from
-from gnncy._threads import run_pieces
+from gnncy._threads import effective_n_jobs, run_pieces
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, SampledBatch
 from gnncy.graph.sampler import check_fanouts
@@ -50,9 +50,10 @@ class StorageSampler:
     """Draws neighbours of nodes from a graph on disk, the same samples as :class:`~gnncy.graph.NeighborSampler`.
 
     Which of its arcs a node takes depends on the seed, the epoch, the batch, the hop, the node and its number of arcs,
-    not on where they lead. So the places are drawn first, for as many minibatches as the memory holds, and then read in
-    one ascending pass for all of them: of a hub's list only the blocks that were drawn from, and of many minibatches
-    each block once. Row starts are held in memory where they take no more than half of the limit, else read too.
+    not on where they lead. So lists of neighbours are drawn from in the order of the file, in one ascending pass for as
+    many minibatches as the memory holds: of a hub's list only the blocks that are drawn from are read, and of many
+    minibatches each block once. Row starts are held in memory where they take no more than half of the limit, else read
+    too.
 
     Parameters
     ----------
@@ -68,6 +69,9 @@ class StorageSampler:
         Bytes that row starts and the minibatches at work may take. What the caller keeps comes on top.
     prefetch : bool
         Let :meth:`sample_many` read the next minibatches in a thread while those before are used.
+    n_jobs : int, optional
+        Threads that draw; None is as many as the surrounding call works with (1 outside of any), -1 all usable CPUs.
+        Samples do not depend on it.
 
     Raises
     ------
@@ -78,8 +82,8 @@ class StorageSampler:
     -----
     Every byte of memory that holds minibatches at work makes passes over the arcs fewer in proportion. A byte that held
     arcs instead would save but its share of the file in each pass. So while memory is smaller than the arcs, all of it
-    goes to minibatches, and there is no cache of lists. (Of a symmetric graph hubs would not even be the lists to keep:
-    a draw takes as few of their arcs as of others', out of many more.)
+    goes to minibatches, there is no cache of lists, and nothing is held that can be drawn again. (Of a symmetric graph
+    hubs would not even be the lists to keep: a draw takes as few of their arcs as of others', out of many more.)
 
     References
     ----------
@@ -97,13 +101,14 @@ class StorageSampler:
     """
 
     def __init__(self, graph: GraphStorage, fanouts: Sequence[int] = (15, 10), *, seed=0, weighted: bool = False,
-                 memory_limit: int | float | str = "256MB", prefetch: bool = True):
+                 memory_limit: int | float | str = "256MB", prefetch: bool = True, n_jobs: int | None = None):
         if not isinstance(graph, GraphStorage):
             raise TypeError(f"graph must be a GraphStorage, got {type(graph).__name__}; for a graph in memory use "
                             f"gnncy.graph.NeighborSampler")
         self.graph, self.fanouts = graph, check_fanouts(fanouts)
         self.seed, self.weighted = seed_from(seed), bool(weighted)
         self.memory_limit, self.prefetch = parse_bytes(memory_limit), bool(prefetch)
+        self.n_jobs = None if n_jobs is None else effective_n_jobs(n_jobs)
         self._room = self.memory_limit - _SCRATCH
         self._indptr = graph.load_indptr() if graph.indptr_nbytes <= self.memory_limit // 2 else None
         if self._indptr is not None:
@@ -277,9 +282,11 @@ class StorageSampler:
         keys = np.array([self._key(draft, draft.hop, epoch) for draft in drafts], np.uint64)
         lists = Lists(starts, rows, nodes, indptr, stops, keys, self._longest(starts), max(self.fanouts))
         arrays = self.graph._arrays
-        ends, weights = arrays.draw("indices", lists), None
-        if self.weighted:
-            weights = arrays.draw("data", lists) if self.graph.weighted else np.ones(len(ends), self.graph.dtype)
+        ends, weights = arrays.draw("indices", lists, self.n_jobs), None
+        if self.weighted and self.graph.weighted:
+            weights = arrays.draw("data", lists, self.n_jobs)
+        elif self.weighted:
+            weights = np.ones(len(ends), self.graph.dtype)
         for draft, part in zip(drafts, own, strict=True):
             arcs = slice(int(indptr[part.start]), int(indptr[part.stop]))
             draft.ends = ends[arcs]
@@ -330,7 +337,7 @@ class StorageSampler:
                 draws.choose(starts, rows[:size], nodes, indptr, self._key(draft, hop, epoch), taken, edges)
                 drawn.append((indptr, edges))
 
-        run_pieces(work, 2, 1)
+        run_pieces(work, 2, 1, self.n_jobs)
         sizes.append(len(draft.nodes))
         blocks = [Block(drawn[hop][0], draft.indices[hop].astype(self._dtype, copy=False), sizes[hop + 1], sizes[hop],
                         drawn[hop][1], draft.weights[hop] if self.weighted else None)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnncy._kernels.topology import draws
-from gnncy._threads import current_threads
 from gnncy.storage._blocks import PAGE, STREAMS, BlockFile, ascending, direct_empty, together
 from gnncy.storage.topology.layout import ArrayFile
 
@@ -44,7 +43,7 @@ def sweep_nbytes(file: ArrayFile) -> int:
     return STREAMS << _bits(file)
 
 
-def visit(file: ArrayFile, block: BlockFile, arcs: np.ndarray, out: np.ndarray) -> None:
+def visit(file: ArrayFile, block: BlockFile, arcs: np.ndarray, out: np.ndarray, threads: int) -> None:
     """Bring the elements of arcs, by their numbers; ``out`` may be ``arcs``."""
     size, bits = file.dtype.itemsize, _bits(file)
     counts = np.zeros(_pieces(file), np.int64)
@@ -61,7 +60,7 @@ def visit(file: ArrayFile, block: BlockFile, arcs: np.ndarray, out: np.ndarray) 
             draws.pick(piece, first, own, arcs, out)
 
     few: list[np.ndarray] = []
-    for number in _sweep(file, block, counts, take):
+    for number in _sweep(file, block, counts, take, threads):
         few.append(places[int(stops[number] - counts[number]):int(stops[number])])
         if sum(map(len, few)) >= _SLICE:
             _single(file, block, arcs[np.concatenate(few)], np.concatenate(few), out)
@@ -70,7 +69,7 @@ def visit(file: ArrayFile, block: BlockFile, arcs: np.ndarray, out: np.ndarray) 
         _single(file, block, arcs[np.concatenate(few)], np.concatenate(few), out)
 
 
-def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> None:
+def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray, threads: int) -> None:
     """Bring the elements of the arcs that are drawn."""
     size, bits = file.dtype.itemsize, _bits(file)
     where = lists.starts, lists.rows, lists.indptr, size, file.offset, bits
@@ -81,7 +80,7 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
     order = np.empty(int(stops[-1]), np.uint16)
     draws.arrange_lists(*where, np.zeros(count, np.int32), stops - steps, order)
     drawing = lists.stops, lists.keys, lists.starts, lists.rows, lists.nodes, lists.indptr
-    scratch = deque(lists.scratch() for _ in range(current_threads()))
+    scratch = deque(lists.scratch() for _ in range(threads))
 
     def entries(number: int) -> np.ndarray:
         own = order[int(stops[number] - steps[number]):int(stops[number])]
@@ -95,7 +94,7 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
             scratch.append(own)
 
     numbers, places, found = np.empty(0, np.int64), np.empty(0, np.int64), 0
-    for number in _sweep(file, block, arcs, take):
+    for number in _sweep(file, block, arcs, take, threads):
         room = found + int(most[number])
         if room > len(numbers):
             numbers, places = (np.concatenate([array[:found], np.empty(room + _SLICE - found, np.int64)])
@@ -110,17 +109,17 @@ def draw(file: ArrayFile, block: BlockFile, lists: Lists, out: np.ndarray) -> No
 
 
 def _sweep(file: ArrayFile, block: BlockFile, arcs: np.ndarray,
-           take: Callable[[int, int, np.ndarray], None]) -> list[int]:
+           take: Callable[[int, int, np.ndarray], None], threads: int) -> list[int]:
     """Read the pieces of which much is needed, ``arcs[number]`` of each, and ``take(number, first arc, elements)``.
 
-    Returns the numbers of the others. Some threads wait for the disk; as many as work is allowed call ``take``.
+    Returns the numbers of the others. Some threads wait for the disk; ``threads`` of them may ``take`` at a time.
     """
     # A piece is read whole if its elements lie so close that most reads of single ones would be joined.
     whole = arcs * max(int(block.disk.break_even_gap), PAGE) >= 1 << _bits(file)
     todo = deque(np.flatnonzero(whole).tolist())
     streams = min(len(todo), block.io_threads or STREAMS)
     buffers = deque(np.split(direct_empty(streams << _bits(file)), streams)) if todo else deque()
-    working = threading.BoundedSemaphore(current_threads())
+    working = threading.BoundedSemaphore(threads)
 
     def use(number: int, buffer: np.ndarray) -> None:
         low, high = number << _bits(file), min((number + 1) << _bits(file), file.offset + file.nbytes)
