@@ -8,7 +8,7 @@ from gnncy._check import check_ids, check_int
 from gnncy._kernels.topology import draws
 from gnncy._memory import format_bytes, parse_bytes
 from gnncy._random import derive, seed_from
-from gnncy._threads import effective_n_jobs, run_pieces
+from gnncy._threads import current_threads, effective_n_jobs, run_pieces
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, SampledBatch
 from gnncy.graph.sampler import check_fanouts
@@ -18,6 +18,7 @@ from gnncy.storage.topology.sweep import Lists
 
 _SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
 _STEP = 2  # bytes by which a node is arranged
+_TOGETHER = 2  # minibatches whose nodes are numbered at a time, between hops
 _INT32_MAX = np.iinfo(np.int32).max
 _NONE = np.zeros(0, np.int32)
 
@@ -70,8 +71,8 @@ class StorageSampler:
     prefetch : bool
         Let :meth:`sample_many` read the next minibatches in a thread while those before are used.
     n_jobs : int, optional
-        Threads that draw; None is as many as the surrounding call works with (1 outside of any), -1 all usable CPUs.
-        Samples do not depend on it.
+        Threads that draw, at most four; None is as many as the surrounding call works with (1 outside of any), -1 all
+        usable CPUs. Samples do not depend on it.
 
     Raises
     ------
@@ -194,8 +195,7 @@ class StorageSampler:
             ready = sum(map(self._need, active)) + self._closing if self.prefetch else 0
             last = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
             del active[:len(last)]
-            for draft in active:
-                self._close(draft, held=True)
+            self._close_all(active)
             if last:
                 yield last
 
@@ -253,7 +253,8 @@ class StorageSampler:
         """Bytes to number what it has reached, and to make its blocks."""
         size, most = self._dtype.itemsize, min(self.graph.n_nodes, len(draft.nodes) + draft.arcs)
         edges = draft.arcs + sum(map(len, draft.indices))
-        return size * (most + draft.arcs + edges) + max(8 * most, size * _table_size(most))
+        one = size * (most + draft.arcs + edges) + max(8 * most, size * _table_size(most))
+        return one if draft.hop == len(self.fanouts) - 1 else _TOGETHER * one
 
     def _fitting(self, drafts: list[_Draft], ready: int) -> int:
         """How many of the minibatches, from the first on, can take their present hops together."""
@@ -301,6 +302,11 @@ class StorageSampler:
             return self.graph.longest_list()
         return int((starts[1::2] - starts[::2]).max(initial=0))
 
+    def _close_all(self, drafts: list[_Draft]) -> None:
+        """Number the nodes that a hop reached that is not the last one."""
+        run_pieces(lambda k, _: self._close(drafts[k], held=True), len(drafts), 1,
+                   min(self.n_jobs or current_threads(), _TOGETHER))
+
     def _close(self, draft: _Draft, held: bool) -> None:
         """Number the nodes that the present hop reached; in few bytes, if they are held for the hops to come."""
         known, n = len(draft.nodes), self.graph.n_nodes
@@ -317,7 +323,8 @@ class StorageSampler:
             draft.weights.append(draft.own_weights.copy())
         draft.known.append(known)
         draft.indices.append(indices.astype(np.min_scalar_type(count)) if held else indices)
-        draft.nodes, draft.ends, draft.own_weights = reached[:count].copy(), _NONE, None
+        draft.nodes = reached[:count].copy() if held else reached[:count]
+        draft.ends, draft.own_weights = _NONE, None
 
     def _finish(self, draft: _Draft, epoch: int) -> SampledBatch:
         """Number the nodes that the last hop reached, and meanwhile draw all arcs again: they are not held."""
