@@ -12,11 +12,12 @@ from gnncy._threads import current_threads, effective_n_jobs, run_pieces
 from gnncy.errors import MemoryLimitError
 from gnncy.graph import Block, SampledBatch
 from gnncy.graph.sampler import check_fanouts
-from gnncy.storage._blocks import one_ahead
+from gnncy.storage._blocks import ARENA, STREAMS, one_ahead
 from gnncy.storage.topology.graph import GraphStorage
 from gnncy.storage.topology.sweep import Lists
 
 _SCRATCH = 3_700_000  # bytes for planning reads, and for what cannot be counted
+_BESIDE = STREAMS * ARENA  # bytes that more threads come to read through, where a pass is made beside other work
 _STEP = 2  # bytes by which a node is arranged
 _TOGETHER = 2  # minibatches whose nodes are numbered at a time, between hops
 _INT32_MAX = np.iinfo(np.int32).max
@@ -192,7 +193,7 @@ class StorageSampler:
             del active[fits:]
             self._read(active, epoch)
             # All that a pass brought is in use as long as some of it is.
-            ready = sum(map(self._need, active)) + self._closing if self.prefetch else 0
+            ready = sum(map(self._need, active)) + self._closing + _BESIDE if self.prefetch else 0
             last = [draft for draft in active if draft.hop == len(self.fanouts) - 1]
             del active[:len(last)]
             self._close_all(active)
@@ -212,7 +213,7 @@ class StorageSampler:
         # Those that are ready may be in use while the next pass is made.
         room = self._room - max(self._closing, self.graph.pass_nbytes)
         if self.prefetch:
-            each, room = 2 * each, room - self._closing
+            each, room = 2 * each, room - self._closing - _BESIDE
         return max(1, int(room / each)) if each else 1
 
     def _draft(self, number: int, seeds) -> _Draft:
