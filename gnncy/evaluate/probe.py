@@ -11,10 +11,11 @@ from gnncy._random import seed_from, stream
 from gnncy._threads import working_threads
 from gnncy.evaluate.links import roc_auc
 from gnncy.evaluate.metrics import Scores, accuracy, check_labels, macro_f1
-from gnncy.evaluate.rows import ROWS, as_source, take_rows
+from gnncy.evaluate.rows import ROWS, as_dense, as_source, take_rows
 from gnncy.optim.logistic import Logistic, class_scores
 
 METRICS = ("accuracy", "macro_f1", "roc_auc")
+DENSE = 1 / 3  # share of entries from which on a sparse matrix and its transpose take more memory than a dense one
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +166,14 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
         if sparse.issparse(rows):  # columns without a training entry have weight 0
             used = np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1]))
             rows, val_rows = rows[:, used], val_rows[:, used]
+            if rows.nnz > DENSE * rows.shape[0] * rows.shape[1]:
+                rows, val_rows = as_dense(rows), as_dense(val_rows)
         model = Logistic(rows, codes, len(classes))
         best, most, val_accuracy, chosen = np.empty(0), -1.0, 0.0, 0.0
         for strength in strengths:
             model.fit(strength, max_iter)
-            found = class_scores(val_rows, model.parameters)
+            parameters = model.parameters
+            found = class_scores(val_rows, parameters)
             predicted = classes[found.argmax(axis=1)]
             right = float(np.mean(predicted == labels[val]))
             if metric == "accuracy":
@@ -181,7 +185,7 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
             if score < most:
                 break
             if score > most:
-                best, most, val_accuracy, chosen = model.parameters.copy(), score, right, strength
+                best, most, val_accuracy, chosen = parameters, score, right, strength
         del model, rows, val_rows
         predictions = np.empty(len(test), labels.dtype)
         margins = np.empty((len(test), 2 if len(classes) == 2 else 0))

@@ -17,27 +17,36 @@ def class_scores(rows, parameters: np.ndarray) -> np.ndarray:
 class Logistic:
     """C sum_i w_i -log softmax(x_i W + b)[y_i] + |W|^2 / 2, minimised by Newton's method.
 
-    ``rows`` are float64, dense or CSR, ``labels`` 0 .. ``n_classes - 1``, ``weights`` 1 by default. ``parameters`` is
-    one matrix, W (d, k) above b (1, k). Newton's equation is solved by conjugate gradients with the Hessian's diagonal
-    as preconditioner, so that a handful of matrices of that size is all that is held.
+    ``rows`` are float64, dense or CSR, ``labels`` 0 .. ``n_classes - 1``, ``weights`` 1 by default. Newton's equation is
+    solved by conjugate gradients with the Hessian's diagonal as preconditioner, so that a handful of matrices of the
+    parameters' size is all that is held. It is solved for rows from which their mean is thought away: that changes b
+    alone, and rows that are much alike take several times fewer steps.
     """
 
     def __init__(self, rows, labels: np.ndarray, n_classes: int, weights: np.ndarray | None = None) -> None:
         self.weights = np.ones(len(labels)) if weights is None else weights.astype(np.float64)
         self.rows, self.transposed = rows, rows.T.tocsr() if sparse.issparse(rows) else rows.T
         self.at = np.arange(len(labels)), labels
-        self.parameters = np.zeros((rows.shape[1] + 1, n_classes))
+        self.mean = np.asarray(self.weights @ rows).ravel() / self.weights.sum()
+        self.centred = np.zeros((rows.shape[1] + 1, n_classes))  # the parameters for rows without their mean
         share = np.bincount(labels, self.weights, n_classes)
         # The best constant guess is the logarithm of the classes' shares.
-        self.parameters[-1] = np.log(np.maximum(share / share.sum(), 1e-12))
+        self.centred[-1] = np.log(np.maximum(share / share.sum(), 1e-12))
         self._forward(1.0)
         self.first = float(np.linalg.norm(self._gradient(1.0)))  # at W = 0 the gradient is in proportion to C
         if self.first <= 1e-9 * self.weights.sum():  # one class only, or rows that tell nothing
             self.first = 0.0
 
+    @property
+    def parameters(self) -> np.ndarray:
+        """W (d, k) above b (1, k), a new matrix."""
+        out = self.centred.copy()
+        out[-1] -= self.mean @ out[:-1]
+        return out
+
     def fit(self, C: float, max_iter: int, tolerance: float = 1e-3) -> None:
         """Go on from the parameters as they are until the gradient is ``tolerance`` of that at the first ones."""
-        w = self.parameters
+        w = self.centred
         value = self._forward(C)
         for _ in range(max_iter):
             gradient = self._gradient(C)
@@ -52,10 +61,15 @@ class Logistic:
                 w -= length * step
             value = new
 
+    def _scores(self, w):
+        scores = class_scores(self.rows, w)
+        scores -= self.mean @ w[:-1]
+        return scores
+
     def _forward(self, C):
         """The objective; leaves the probabilities of the classes."""
-        w = self.parameters
-        scores = class_scores(self.rows, w)
+        w = self.centred
+        scores = self._scores(w)
         scores -= scores.max(axis=1, keepdims=True)
         picked = np.sum(self.weights * scores[self.at])
         np.exp(scores, out=scores)
@@ -67,37 +81,47 @@ class Logistic:
     def _gradient(self, C):
         residual = self.probability.copy()
         residual[self.at] -= 1
-        return self._back(residual, self.parameters, C, np.empty_like(self.parameters))
+        return self._back(residual, self.centred, C, np.empty_like(self.centred))
 
     def _hessian_product(self, v, C, out):
-        z = class_scores(self.rows, v)
+        z = self._scores(v)
         z -= np.einsum("ij,ij->i", z, self.probability)[:, None]
         z *= self.probability
         return self._back(z, v, C, out)
 
     def _back(self, residual, w, C, out):
-        """C X^T R + W above the column sums of C R."""
+        """C (X - mean)^T R + W above the column sums of C R."""
         residual *= (C * self.weights)[:, None]
+        residual.sum(axis=0, out=out[-1])
         if sparse.issparse(self.transposed):
             for j in range(0, residual.shape[1], CLASSES):
                 out[:-1, j:j + CLASSES] = self.transposed @ residual[:, j:j + CLASSES]
         else:
             matmul(self.transposed, residual, out=out[:-1])
+        for j in range(0, residual.shape[1], CLASSES):
+            out[:-1, j:j + CLASSES] -= self.mean[:, None] * out[-1, j:j + CLASSES]
         out[:-1] += w[:-1]
-        residual.sum(axis=0, out=out[-1])
         return out
 
     def _diagonal(self, C):
         variance = self.probability * (1 - self.probability)
         variance *= (C * self.weights)[:, None]
-        out = np.empty_like(self.parameters)
+        out = np.empty_like(self.centred)
+        total = variance.sum(axis=0)
         if sparse.issparse(self.transposed):
-            out[:-1] = self.transposed.power(2) @ variance
+            mean = self.mean[:, None]
+            squares = self.transposed.power(2)
+            for j in range(0, variance.shape[1], CLASSES):
+                part = np.s_[:, j:j + CLASSES]
+                out[:-1][part] = squares @ variance[part] + mean * (mean * total[j:j + CLASSES]
+                                                                    - 2 * (self.transposed @ variance[part]))
+            np.maximum(out[:-1], 0, out=out[:-1])  # rounding
         else:
             for j in range(0, len(out) - 1, 64):
-                matmul(self.transposed[j:j + 64] ** 2, variance, out=out[j:min(j + 64, len(out) - 1)])
+                centred = self.transposed[j:j + 64] - self.mean[j:j + 64, None]
+                matmul(centred**2, variance, out=out[j:min(j + 64, len(out) - 1)])
         out[:-1] += 1
-        out[-1] = np.maximum(variance.sum(axis=0), 1e-12)
+        out[-1] = np.maximum(total, 1e-12)
         return out
 
     def _newton_step(self, gradient, C, reduction):

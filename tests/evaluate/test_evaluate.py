@@ -28,11 +28,11 @@ def test_gradient_and_hessian_match_central_differences(kind):
     rows = rng.normal(size=(30, 5)) * (rng.random((30, 5)) < 0.6)
     labels = np.arange(30) % 3
     model = Logistic(kind(rows), labels, 3)
-    model.parameters += rng.normal(size=model.parameters.shape)
-    point, direction = model.parameters.copy(), rng.normal(size=model.parameters.shape)
+    model.centred += rng.normal(size=model.centred.shape)
+    point, direction = model.centred.copy(), rng.normal(size=model.centred.shape)
 
     def at(parameters):
-        model.parameters = parameters
+        model.centred = parameters
         value = model._forward(2.0)
         return value, model._gradient(2.0)
 
@@ -52,7 +52,7 @@ def test_diagonal_is_that_of_the_hessian(kind):
     model = Logistic(kind(rng.normal(size=(40, 70))), np.arange(40) % 2, 2)
     diagonal = model._diagonal(3.0)
     for i, j in ((0, 0), (64, 1), (69, 0), (70, 1)):
-        basis = np.zeros_like(model.parameters)
+        basis = np.zeros_like(model.centred)
         basis[i, j] = 1
         assert np.isclose(model._hessian_product(basis, 3.0, np.empty_like(basis))[i, j], diagonal[i, j])
 
@@ -69,6 +69,22 @@ def test_minimum_is_that_of_scikit_learn(data, C, kind):
     assert np.allclose(model.parameters[:-1].T, reference.coef_, atol=1e-4 * np.abs(reference.coef_).max())
     result = linear_probe(kind(data.features), labels, data.split, C=C)
     assert abs(result.accuracy - reference.score(rows[data.split.test], labels[data.split.test])) < 0.01
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_rows_that_are_much_alike_take_no_more_steps(data, kind, monkeypatch):
+    train = data.split.train
+    found, products = [], []
+    product = Logistic._hessian_product
+    monkeypatch.setattr(Logistic, "_hessian_product", lambda *a: products.append(1) or product(*a))
+    for shift in (0.0, 10.0):
+        model = Logistic(kind(data.features[train] + np.float64(shift)), data.labels[train], 4)
+        products.clear()
+        model.fit(10, 100, tolerance=1e-6)
+        found.append((model.parameters[:-1], len(products)))
+    (weights, steps), (shifted, shifted_steps) = found
+    np.testing.assert_allclose(shifted, weights, atol=1e-6)
+    assert shifted_steps <= 1.2 * steps
 
 
 # The probe
