@@ -74,7 +74,7 @@ def load(name: str, folder: Path | None, seed: int):
     file = data_file(source, folder)
     if file is None:
         data = load_wordnet()
-        adjacency, features, labels, parts = data.adjacency, data.features, data.labels, data.split
+        adjacency, features, labels, parts = data.adjacency, data.features, data.labels, tuple(data.split)
     else:
         with np.load(file, allow_pickle=False) as z:
             labels, arcs = z["y"], z["adj_indices"]
@@ -354,26 +354,24 @@ class Results:
                           *(text(name) for text in more.values())])
         return rst(lines) if names else []
 
+    def best(self, name: str, methods: Iterable[str], key: str = "score") -> float | None:
+        """The highest mean of some methods; None where none ran."""
+        found = [self.of(name, method) for method in methods]
+        return max((float(np.mean([r[key] for r in cell])) for cell in found if cell), default=None)
+
     def asked(self, name: str, key: str, asked: Asked) -> str:
         """What is asked of the default, in per cent."""
-        goal = asked.get(name, "")
+        goal = asked.get(name)
         if isinstance(goal, tuple):
             methods, margin = goal
-            best = [np.mean([r[key] for r in self.of(name, method)]) for method in methods if self.of(name, method)]
-            goal = max(best) + margin if best else ""
-        return f"{goal:.1f}" if goal else ""
+            best = self.best(name, methods, key)
+            goal = None if best is None else best + margin
+        return "" if goal is None else f"{goal:.1f}"
 
     def gain(self, name: str) -> str:
-        """Points of the default over the best baseline on the seeds that both have run."""
-        ours, best = {r["seed"]: r["score"] for r in self.of(name, "default")}, []
-        for method in BASELINES:
-            theirs = self.of(name, method)
-            if ours and theirs:
-                once = len(theirs) == 1  # the same for all seeds, or there is one seed
-                gains = [score - theirs[0]["score"] for score in ours.values()] if once else [
-                    ours[r["seed"]] - r["score"] for r in theirs if r["seed"] in ours]
-                best.append(np.mean(gains))
-        return f"{min(best):+.1f}" if best else ""
+        """Points of the default over the best baseline."""
+        ours, theirs = self.best(name, ["default"]), self.best(name, BASELINES)
+        return "" if ours is None or theirs is None else f"{ours - theirs:+.1f}"
 
     def same_bits(self, name: str) -> str:
         inside = {r["seed"]: r["digest"] for r in self.of(name, "default")}
@@ -386,9 +384,8 @@ class Results:
 def tables(records: list[dict]) -> dict[str, list[str]]:
     """Every table of which there is a row, by its name."""
     found = Results(records)
-    featured = [name for name in found.with_any(METHODS) if not found.with_any(WITHOUT_FEATURES.keys() - METHODS)
-                or not any(found.of(name, method) for method in WITHOUT_FEATURES.keys() - METHODS)]
-    others = [name for name in found.with_any(WITHOUT_FEATURES) if name not in featured]
+    bare = found.with_any(WITHOUT_FEATURES.keys() - METHODS.keys())
+    featured = [name for name in found.with_any(METHODS) if name not in bare]
     linked, stored = found.with_any(LINKS, links=True), found.with_any([OUT_OF_CORE])
     embedders = [method for method in METHODS if method not in UNSEEDED]
 
@@ -407,9 +404,9 @@ def tables(records: list[dict]) -> dict[str, list[str]]:
         "f1": found.grid(featured, METHODS, lambda cell: mean(cell, "macro_f1"),
                          asked=lambda name: found.asked(name, "macro_f1", ASKED_F1)),
         "cost": found.grid(featured, embedders, cost),
-        "without_features": found.grid(others, WITHOUT_FEATURES, lambda cell: mean(cell, "score")),
+        "without_features": found.grid(bare, WITHOUT_FEATURES, lambda cell: mean(cell, "score")),
         "links": rst(link_lines) if linked else [],
-        "out_of_core": found.grid(stored, [], mean, **{
+        "out_of_core": found.grid(stored, [], cost, **{
             "dense features": megabytes("dense_bytes"), "limit": megabytes("limit_bytes"),
             "peak": megabytes("peak_bytes"), "same bits": found.same_bits}),
     }.items() if lines}
@@ -417,10 +414,13 @@ def tables(records: list[dict]) -> dict[str, list[str]]:
 
 def about(records: list[dict]) -> str:
     """What was run, for a line under the first table."""
-    seeds = len({r["seed"] for r in records})
     total = sum(r["total_seconds"] for r in records)
-    return (f"{len(records)} runs with {seeds} seed{'s' if seeds > 1 else ''} in {total / 60:.0f} minutes of processor "
-            f"time, reading and probes included; {'; '.join(sorted({r['made_with'] for r in records}))}.")
+    return (f"{_count(records, 'run')} with {_count({r['seed'] for r in records}, 'seed')} in {total / 60:.0f} minutes "
+            f"of processor time, reading and probes included; {'; '.join(sorted({r['made_with'] for r in records}))}.")
+
+
+def _count(things, name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def main(arguments=None) -> int:
@@ -449,7 +449,7 @@ def main(arguments=None) -> int:
         if chosen.json:
             _files.write_text(chosen.json, json.dumps(records, indent=1) + "\n")
     if todo:
-        print(f"{len(todo)} runs in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        print(f"{_count(todo, 'run')} in {time.monotonic() - began:.0f} s", file=sys.stderr)
     for name, lines in tables(records).items():
         if name == "scores":
             lines += ["", about(records)]

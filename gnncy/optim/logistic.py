@@ -17,8 +17,8 @@ def class_scores(rows, parameters: np.ndarray) -> np.ndarray:
 class Logistic:
     """C sum_i w_i -log softmax(x_i W + b)[y_i] + |W|^2 / 2, minimised by Newton's method.
 
-    ``rows`` are float64, dense or CSR, ``labels`` 0 .. ``n_classes - 1``, ``weights`` 1 by default. Newton's equation is
-    solved by conjugate gradients with the Hessian's diagonal as preconditioner, so that a handful of matrices of the
+    ``rows`` are float64, dense or CSR, ``labels`` 0 .. ``n_classes - 1``, ``weights`` 1 by default. Newton's equation
+    is solved by conjugate gradients with the Hessian's diagonal as preconditioner, so that a handful of matrices of the
     parameters' size is all that is held. It is solved for rows from which their mean is thought away: that changes b
     alone, and rows that are much alike take several times fewer steps.
     """
