@@ -1,14 +1,14 @@
 """``python -m asv_bench.quality``: the default embedding against what a careful user would try first, on real graphs.
 
 One probe for all: logistic regression on rows of unit length, its strength chosen on validation nodes, scored on test
-nodes by accuracy and macro-F1, or by the area under the ROC curve where there are two classes. Each run has a process
-of its own with one thread, so that processor time and peak memory (beyond what the process holds before) are those of
-the one method. Graphs are read from ``NAME.npz`` in the folder ``--data``, in the form that ``asv_bench.ablation``
-names; one whose file is missing is left out; wordnet comes with the package. A name may go on with ``:random``, for
-10, 10 and 80 % of the nodes drawn by the seed in place of the split in the file, with a number of columns in place of
-128, or with ``:links``, for the prediction of links held out. The method "out of core" is the default from a store,
-with a limit of a quarter of the features' dense size (or the least that the plan allows), and tells whether the bits
-are those of the default in memory.
+nodes by accuracy and macro-F1, or by the area under the ROC curve where there are two classes. Each embedding has a
+process of its own with one thread, so that processor time and peak memory (beyond what the process holds before) are
+those of the one method. Graphs are read from ``NAME.npz`` in the folder ``--data``, in the form that
+``asv_bench.ablation`` names; one whose file is missing is left out; wordnet comes with the package. A name may go on
+with ``:random``, for 10, 10 and 80 % of the nodes drawn by the seed in place of the split in the file, with a number
+of columns in place of 128, or with ``:links``, for the prediction of links held out. The method "out of core" is the
+default from a store, with a limit of a quarter of the features' dense size (or the least that the plan allows), and
+tells whether the bits are those of the default in memory.
 """
 import argparse
 import hashlib
@@ -18,8 +18,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ COLUMNS = 128
 BY_AUC = ("musae_github", "musae_twitch_de", "tolokers", "minesweeper")
 BASELINES = ("features (LR)", "SGC", "diffused SVD")
 OUT_OF_CORE = "out of core"
+PARTS = ("train", "val", "test")
 
 Asked = dict[str, float | tuple[tuple[str, ...], float]]
 ASKED: Asked = {
@@ -54,12 +56,12 @@ ASKED_LINKS: dict[str, Asked] = {"auc": {"cora:links": 95.0}, "average_precision
 GRAPHS = (*ASKED, "squirrel", "polblogs:random", "cora:links")
 
 
-class Run(NamedTuple):
-    """One method on one graph, with one seed."""
+class Task(NamedTuple):
+    """One method on one graph: an embedding, and the seeds of the splits that it is probed on."""
 
     graph: str
     method: str
-    seed: int
+    seeds: tuple[int, ...]
 
 
 def options(name: str) -> tuple[str, bool, int]:
@@ -68,13 +70,13 @@ def options(name: str) -> tuple[str, bool, int]:
     return source, "random" in words, next((int(word) for word in words if word.isdigit()), COLUMNS)
 
 
-def load(name: str, folder: Path | None, seed: int):
-    """Adjacency, features (or None), labels and the split that a name and a seed stand for."""
+def load(name: str, folder: Path | None):
+    """Adjacency, features (or None), labels, and the split that a seed stands for: a function of it."""
     source, random, _ = options(name)
     file = data_file(source, folder)
     if file is None:
         data = load_wordnet()
-        adjacency, features, labels, parts = data.adjacency, data.features, data.labels, tuple(data.split)
+        adjacency, features, labels, splits = data.adjacency, data.features, data.labels, [data.split]
     else:
         with np.load(file, allow_pickle=False) as z:
             labels, arcs = z["y"], z["adj_indices"]
@@ -84,14 +86,18 @@ def load(name: str, folder: Path | None, seed: int):
                 features = sp.csr_array((z["x_data"].astype(np.float32), z["x_indices"], z["x_indptr"]),
                                         shape=tuple(z["x_shape"]))
             if "train_mask" in z:
-                column = seed % z["train_mask"].shape[1]
-                parts = tuple(np.flatnonzero(z[f"{part}_mask"][:, column]) for part in ("train", "val", "test"))
+                masks = [z[f"{part}_mask"].T for part in PARTS]
+                splits = [tuple(np.flatnonzero(mask) for mask in column) for column in zip(*masks, strict=True)]
             else:
-                parts = tuple(z[f"{part}_idx"] for part in ("train", "val", "test"))
-    if random:
+                splits = [tuple(z[f"{part}_idx"] for part in PARTS)]
+
+    def split(seed: int):
+        if not random:
+            return splits[seed % len(splits)]
         known = np.random.default_rng(seed).permutation(np.flatnonzero(labels >= 0))
-        parts = tuple(np.split(known, [len(known) // 10, len(known) // 5]))
-    return adjacency, features, labels, parts
+        return tuple(np.split(known, [len(known) // 10, len(known) // 5]))
+
+    return adjacency, features, labels, split
 
 
 def data_file(source: str, folder: Path | None) -> Path | None:
@@ -168,7 +174,9 @@ METHODS: dict[str, Callable] = {"features (LR)": _raw, "SGC": SmoothedTwice, "di
 WITHOUT_FEATURES: dict[str, Callable] = {
     "rows of A (LR)": lambda adjacency, *_: _raw(adjacency, adjacency), "spectral": _spectral, "walks": _walks,
     "default on walks": _encoded_walks, "default": _encoder()}
-UNSEEDED = ("features (LR)", "SGC", "rows of A (LR)", "cosine")  # the same for all seeds, given the split
+ALL_COLUMNS = ("features (LR)", "SGC", "rows of A (LR)")
+UNSEEDED = (*ALL_COLUMNS, "diffused SVD", "untrained", "spectral")
+"""Embeddings that no seed changes but that of the randomised SVD, by a tenth of a point: computed once, with seed 0."""
 
 
 # -- links: (adjacency without the test's edges, features, lists of pairs, seed) to the pairs' scores
@@ -192,7 +200,7 @@ def _predictor(adjacency, features, pairs, seed):
 LINKS: dict[str, Callable] = {"cosine": _cosine, "default": _predictor}
 
 
-# -- a run, in a process of its own
+# -- a task, in a process of its own
 
 def measured(work: Callable[[], Any]) -> tuple[Any, dict]:
     """What ``work`` gives, and what it costs: processor seconds, and peak memory beyond the start."""
@@ -207,40 +215,49 @@ def digest(z) -> str:
     return hashlib.blake2b(np.ascontiguousarray(z).data, digest_size=8).hexdigest()
 
 
-def perform(run: Run, folder: Path | None) -> dict:
-    """The record of a run."""
-    if run.graph.endswith(":links"):
-        found = score_links(run, folder)
-    elif run.method == OUT_OF_CORE:
-        found = embed_out_of_core(run, folder)
+def perform(task: Task, folder: Path | None) -> list[dict]:
+    """The records of a task, one a seed."""
+    if task.graph.endswith(":links"):
+        work = score_links(task, folder)
+    elif task.method == OUT_OF_CORE:
+        work = embed_out_of_core(task, folder)
     else:
-        found = score_nodes(run, folder)
+        work = score_nodes(task, folder)
     made_with = f"gnncy {version('gnncy')}, numpy {np.__version__}, scipy {version('scipy')}, SIMD {_kernels.LEVEL}"
-    return run._asdict() | found | {"total_seconds": time.process_time(), "made_with": made_with}
+    records, before = [], 0.0
+    for seed, found in zip(task.seeds, work, strict=True):
+        now = time.process_time()
+        records.append({"graph": task.graph, "method": task.method, "seed": seed} | found
+                       | {"total_seconds": now - before, "made_with": made_with})
+        before = now
+    return records
 
 
-def score_nodes(run: Run, folder: Path | None) -> dict:
-    adjacency, features, labels, split = load(run.graph, folder, run.seed)
-    source, _, columns = options(run.graph)
-    embed = (WITHOUT_FEATURES if features is None else METHODS)[run.method]
-    z, cost = measured(lambda: embed(adjacency, features, columns, run.seed))
-    metric = "roc_auc" if source in BY_AUC else "accuracy"
-    found = linear_probe(z, labels, split, metric=metric)
+def score_nodes(task: Task, folder: Path | None) -> Iterator[dict]:
+    adjacency, features, labels, split = load(task.graph, folder)
+    source, _, columns = options(task.graph)
+    embed = (WITHOUT_FEATURES if features is None else METHODS)[task.method]
+    seed = 0 if task.method in UNSEEDED else task.seeds[0]
+    z, cost = measured(lambda: embed(adjacency, features, columns, seed))
     cost |= {"digest": digest(z)} if isinstance(z, np.ndarray) else {}
-    return {"score": 100 * getattr(found, metric), "macro_f1": 100 * found.macro_f1} | cost
+    metric = "roc_auc" if source in BY_AUC else "accuracy"
+    for seed in task.seeds:
+        found = linear_probe(z, labels, split(seed), metric=metric)
+        yield {"score": 100 * getattr(found, metric), "macro_f1": 100 * found.macro_f1} | cost
 
 
-def score_links(run: Run, folder: Path | None) -> dict:
-    adjacency, features, _, _ = load(run.graph, folder, run.seed)
-    split = split_edges(adjacency, random_state=run.seed)
-    pairs = split.test, split.test_negatives
-    scores, cost = measured(lambda: LINKS[run.method](split.train, features, pairs, run.seed))
-    found = link_scores(*scores)
-    return {"auc": 100 * found.auc, "average_precision": 100 * found.average_precision} | cost
+def score_links(task: Task, folder: Path | None) -> Iterator[dict]:
+    adjacency, features, _, _ = load(task.graph, folder)
+    for seed in task.seeds:
+        split = split_edges(adjacency, random_state=seed)
+        pairs = split.test, split.test_negatives
+        scores, cost = measured(partial(LINKS[task.method], split.train, features, pairs, seed))
+        found = link_scores(*scores)
+        yield {"auc": 100 * found.auc, "average_precision": 100 * found.average_precision} | cost
 
 
-def embed_out_of_core(run: Run, folder: Path | None) -> dict:
-    adjacency, features, _, _ = load(run.graph, folder, run.seed)
+def embed_out_of_core(task: Task, folder: Path | None) -> Iterator[dict]:
+    adjacency, features, _, _ = load(task.graph, folder)
     dense = 4 * features.shape[0] * features.shape[1]
     with tempfile.TemporaryDirectory(prefix="gnncy-quality-") as scratch:
         place = Path(scratch) / "features"
@@ -249,52 +266,49 @@ def embed_out_of_core(run: Run, folder: Path | None) -> dict:
         else:
             store = gnncy.FeatureStorage.from_array(features, place.with_suffix(".npy"))
         del features
-        encoder = gnncy.GraphEncoder(options(run.graph)[2], random_state=run.seed, memory_limit=1)
+        encoder = gnncy.GraphEncoder(options(task.graph)[2], random_state=task.seeds[0], memory_limit=1)
         limit = max(dense // 4, encoder.estimate(adjacency, features=store).needed)
         encoder.set_params(memory_limit=limit)
         z, cost = measured(lambda: encoder.fit_transform(adjacency, features=store))
         store.close()
-        return {"dense_bytes": dense, "limit_bytes": limit, "digest": digest(z)} | cost
+        yield {"dense_bytes": dense, "limit_bytes": limit, "digest": digest(z)} | cost
 
 
-def runs(names: Iterable[str], methods: Iterable[str], folder: Path | None, seeds: int) -> list[Run]:
-    """All runs, those of large files first; what no seed can change, and what is out of core, runs once."""
-    found: list[tuple[float, Run]] = []
+def tasks(names: Iterable[str], methods: Iterable[str], folder: Path | None, seeds: int,
+          have: Collection[tuple[str, str, int]] = ()) -> list[Task]:
+    """All tasks but of records that are there, those of large files first."""
+    found: list[tuple[float, Task]] = []
     for name in names:
         source, random, columns = options(name)
-        file = data_file(source, folder)
-        size, featured, fixed = float("inf"), True, True
+        links, file = name.endswith(":links"), data_file(source, folder)
+        size, featured, fixed = float("inf"), True, not random
         if file is not None:
             if not file.exists():
                 print(f"{name}: no {file.name} in {folder}, left out", file=sys.stderr)
                 continue
             with np.load(file, allow_pickle=False) as z:
                 size, featured = file.stat().st_size, "x" in z or "x_data" in z
-                fixed = "train_mask" not in z or z["train_mask"].shape[1] == 1
-        fixed = fixed and not random and not name.endswith(":links")
-        if name.endswith(":links"):
-            own = list(LINKS)
-        elif featured:
-            own = [*METHODS, OUT_OF_CORE]
-            if columns != COLUMNS:  # these have all columns
-                own = [method for method in own if method not in UNSEEDED]
-        else:
-            own = list(WITHOUT_FEATURES)
+                fixed = fixed and ("train_mask" not in z or z["train_mask"].shape[1] == 1)
+        own = list(LINKS) if links else [*METHODS, OUT_OF_CORE] if featured else list(WITHOUT_FEATURES)
+        if columns != COLUMNS:
+            own = [method for method in own if method not in ALL_COLUMNS]
         for method in own:
-            if method in methods:
-                once = method == OUT_OF_CORE or fixed and method in UNSEEDED
-                found += [(-size, Run(name, method, seed)) for seed in range(1 if once else seeds)]
-    return [run for _, run in sorted(found, key=lambda pair: pair[0])]
+            once = method == OUT_OF_CORE or fixed and method in UNSEEDED
+            todo = [seed for seed in range(1 if once else seeds) if (name, method, seed) not in have]
+            if method in methods and todo:
+                groups = [tuple(todo)] if method in UNSEEDED else [(seed,) for seed in todo]
+                found += [(-size, Task(name, method, group)) for group in groups]
+    return [task for _, task in sorted(found, key=lambda pair: pair[0])]
 
 
-def perform_all(todo: list[Run], folder: Path | None, jobs: int) -> Iterator[dict]:
-    """Records as runs end, ``jobs`` at a time."""
-    def alone(run: Run) -> dict:
+def perform_all(todo: list[Task], folder: Path | None, jobs: int) -> Iterator[list[dict]]:
+    """Records as tasks end, ``jobs`` at a time."""
+    def alone(task: Task) -> list[dict]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-            return process.submit(perform, run, folder).result()
+            return process.submit(perform, task, folder).result()
 
     with ThreadPoolExecutor(jobs) as threads:
-        futures: list[Future[dict]] = [threads.submit(alone, run) for run in todo]
+        futures = [threads.submit(alone, task) for task in todo]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -387,7 +401,7 @@ def tables(records: list[dict]) -> dict[str, list[str]]:
     bare = found.with_any(WITHOUT_FEATURES.keys() - METHODS.keys())
     featured = [name for name in found.with_any(METHODS) if name not in bare]
     linked, stored = found.with_any(LINKS, links=True), found.with_any([OUT_OF_CORE])
-    embedders = [method for method in METHODS if method not in UNSEEDED]
+    embedders = [method for method in METHODS if method not in ALL_COLUMNS]
 
     def megabytes(key: str) -> Callable[[str], str]:
         return lambda name: f"{found.of(name, OUT_OF_CORE)[0][key] / 1e6:.0f} MB"
@@ -438,18 +452,19 @@ def main(arguments=None) -> int:
     parser.add_argument("--tables", type=Path, metavar="DIR", help="write the tables there, as quality_NAME.inc")
     chosen = parser.parse_args(arguments)
     records = json.loads(chosen.json.read_text()) if chosen.json and chosen.json.exists() else []
-    have = {Run(r["graph"], r["method"], r["seed"]) for r in records}
-    todo = [run for run in runs(chosen.graphs, chosen.methods, chosen.data, chosen.seeds) if run not in have]
+    have = {(r["graph"], r["method"], r["seed"]) for r in records}
+    todo = tasks(chosen.graphs, chosen.methods, chosen.data, chosen.seeds, have)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "GNNCY_NUM_THREADS"):
         os.environ[variable] = "1"  # read by the processes that start
     began = time.monotonic()
-    for record in perform_all(todo, chosen.data, chosen.jobs):
-        records.append(record)
-        print(json.dumps(record), file=sys.stderr, flush=True)
+    for found in perform_all(todo, chosen.data, chosen.jobs):
+        records += found
+        print(*map(json.dumps, found), sep="\n", file=sys.stderr, flush=True)
         if chosen.json:
             _files.write_text(chosen.json, json.dumps(records, indent=1) + "\n")
     if todo:
-        print(f"{_count(todo, 'run')} in {time.monotonic() - began:.0f} s", file=sys.stderr)
+        count = _count([seed for task in todo for seed in task.seeds], "run")
+        print(f"{count} in {time.monotonic() - began:.0f} s", file=sys.stderr)
     for name, lines in tables(records).items():
         if name == "scores":
             lines += ["", about(records)]

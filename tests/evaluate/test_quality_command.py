@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from asv_bench import quality
-from asv_bench.quality import OUT_OF_CORE, Results, Run
+from asv_bench.quality import OUT_OF_CORE, Results, Task
 from gnncy import graph
 from gnncy.datasets import make_sbm
 
@@ -38,34 +38,46 @@ def folder(tmp_path_factory):
 
 def test_what_is_run(folder, capsys):
     every = [*quality.METHODS, OUT_OF_CORE, *quality.WITHOUT_FEATURES, *quality.LINKS]
-    todo = quality.runs(["small", "small:random", "words", "small:64", "small:links", "bare", "missing"], every,
-                        folder, 3)
-    count = {name: {} for name, *_ in todo}
-    for name, method, _ in todo:
-        count[name][method] = count[name].get(method, 0) + 1
-    full = {"features (LR)": 3, "SGC": 3, "diffused SVD": 3, "untrained": 3, "default": 3, OUT_OF_CORE: 1}
-    assert count["small"] == full | {"features (LR)": 1, "SGC": 1}  # one split: what no seed changes runs once
-    assert count["small:random"] == count["words"] == full
-    assert count["small:64"] == {"diffused SVD": 3, "untrained": 3, "default": 3, OUT_OF_CORE: 1}
-    assert count["small:links"] == {"cosine": 3, "default": 3}
-    assert count["bare"] == {"rows of A (LR)": 1, "spectral": 3, "walks": 3, "default on walks": 3, "default": 3}
-    assert len(todo) == len(set(todo)) and set(count) == {run.graph for run in todo}
+    names = ["small", "small:random", "words", "small:64", "small:links", "bare", "missing"]
+    todo = quality.tasks(names, every, folder, 3, have={("small", "default", 1)})
+    found = {name: {} for name, *_ in todo}
+    for name, method, seeds in todo:
+        found[name].setdefault(method, []).append(seeds)
+    each, at_once = [(0,), (1,), (2,)], [(0, 1, 2)]
+    random = {"features (LR)": at_once, "SGC": at_once, "diffused SVD": at_once, "untrained": at_once, "default": each,
+              OUT_OF_CORE: [(0,)]}
+    fixed = random | dict.fromkeys(["features (LR)", "SGC", "diffused SVD", "untrained"], [(0,)])
+    assert found["small:random"] == found["words"] == random
+    assert found["small"] == fixed | {"default": [(0,), (2,)]}
+    assert found["small:64"] == {name: seeds for name, seeds in fixed.items() if name not in quality.ALL_COLUMNS}
+    assert found["small:links"] == {"cosine": each, "default": each}
+    assert found["bare"] == {"rows of A (LR)": [(0,)], "spectral": [(0,)], "walks": each, "default on walks": each,
+                             "default": each}
     assert "missing: no missing.npz" in capsys.readouterr().err
 
 
 def test_splits_of_a_seed(folder):
-    _, features, labels, first = quality.load("words", folder, 2)
+    _, features, labels, split = quality.load("words", folder)
     with np.load(folder / "words.npz") as file:
-        for part, ids in zip(("train", "val", "test"), first, strict=True):
-            np.testing.assert_array_equal(ids, np.flatnonzero(file[f"{part}_mask"][:, 0]))
+        for seed in range(3):
+            for part, ids in zip(("train", "val", "test"), split(seed), strict=True):
+                np.testing.assert_array_equal(ids, np.flatnonzero(file[f"{part}_mask"][:, seed % 2]))
     assert sp.issparse(features) and features.dtype == np.float32
-    parts = quality.load("small:random", folder, 1)[3]
-    assert [len(part) for part in parts] == [16, 16, 128] and len(np.unique(np.concatenate(parts))) == 160
-    assert not np.array_equal(parts[0], quality.load("small:random", folder, 2)[3][0])
+    split = quality.load("small:random", folder)[3]
+    assert [len(part) for part in split(1)] == [16, 16, 128] and len(np.unique(np.concatenate(split(1)))) == 160
+    assert not np.array_equal(split(1)[0], split(2)[0])
+
+
+def test_one_embedding_is_probed_on_all_splits(folder):
+    both = quality.perform(Task("words", "diffused SVD", (0, 1)), folder)
+    again, = quality.perform(Task("words", "diffused SVD", (1,)), folder)
+    assert both[0]["score"] != both[1]["score"] == again["score"]
+    assert both[0]["digest"] == both[1]["digest"] == again["digest"]
+    assert [r["seed"] for r in both] == [0, 1]
 
 
 def test_rows_smoothed_when_they_are_read(folder):
-    adjacency, features, *_ = quality.load("words", folder, 0)
+    adjacency, features, *_ = quality.load("words", folder)
     hat = adjacency.toarray() + np.eye(160)
     hat /= np.sqrt(np.outer(hat.sum(axis=0), hat.sum(axis=0)))
     raw = features.toarray() / features.toarray().sum(axis=1, keepdims=True)
@@ -76,7 +88,7 @@ def test_rows_smoothed_when_they_are_read(folder):
 
 
 def test_bits_out_of_core_are_compared(folder):
-    inside, outside = (quality.perform(Run("words", method, 0), folder) for method in ("default", OUT_OF_CORE))
+    inside, outside = (quality.perform(Task("words", method, (0,)), folder)[0] for method in ("default", OUT_OF_CORE))
     assert inside["score"] > 50 and inside["peak_bytes"] > 0 and outside["limit_bytes"] >= outside["dense_bytes"] // 4
     assert Results([inside, outside]).same_bits("words") == "yes"
     assert Results([inside | {"digest": "0"}, outside]).same_bits("words") == "NO"
