@@ -174,9 +174,8 @@ METHODS: dict[str, Callable] = {"features (LR)": _raw, "SGC": SmoothedTwice, "di
 WITHOUT_FEATURES: dict[str, Callable] = {
     "rows of A (LR)": lambda adjacency, *_: _raw(adjacency, adjacency), "spectral": _spectral, "walks": _walks,
     "default on walks": _encoded_walks, "default": _encoder()}
-ALL_COLUMNS = ("features (LR)", "SGC", "rows of A (LR)")
-UNSEEDED = (*ALL_COLUMNS, "diffused SVD", "untrained", "spectral")
-"""Embeddings that no seed changes but that of the randomised SVD, by a tenth of a point: computed once, with seed 0."""
+UNSEEDED = ("features (LR)", "SGC", "rows of A (LR)")
+"""Rows in all columns, which no seed changes: made once, probed on the splits of all seeds."""
 
 
 # -- links: (adjacency without the test's edges, features, lists of pairs, seed) to the pairs' scores
@@ -237,8 +236,7 @@ def score_nodes(task: Task, folder: Path | None) -> Iterator[dict]:
     adjacency, features, labels, split = load(task.graph, folder)
     source, _, columns = options(task.graph)
     embed = (WITHOUT_FEATURES if features is None else METHODS)[task.method]
-    seed = 0 if task.method in UNSEEDED else task.seeds[0]
-    z, cost = measured(lambda: embed(adjacency, features, columns, seed))
+    z, cost = measured(lambda: embed(adjacency, features, columns, task.seeds[0]))
     cost |= {"digest": digest(z)} if isinstance(z, np.ndarray) else {}
     metric = "roc_auc" if source in BY_AUC else "accuracy"
     for seed in task.seeds:
@@ -291,7 +289,7 @@ def tasks(names: Iterable[str], methods: Iterable[str], folder: Path | None, see
                 fixed = fixed and ("train_mask" not in z or z["train_mask"].shape[1] == 1)
         own = list(LINKS) if links else [*METHODS, OUT_OF_CORE] if featured else list(WITHOUT_FEATURES)
         if columns != COLUMNS:
-            own = [method for method in own if method not in ALL_COLUMNS]
+            own = [method for method in own if method not in UNSEEDED]
         for method in own:
             once = method == OUT_OF_CORE or fixed and method in UNSEEDED
             todo = [seed for seed in range(1 if once else seeds) if (name, method, seed) not in have]
@@ -361,7 +359,8 @@ class Results:
 
     def grid(self, names: list[str], methods: Iterable[str], cell: Callable[[list[dict]], str],
              **more: Callable[[str], str]) -> list[str]:
-        """A table with graphs down and methods, then more, across; nothing without graphs."""
+        """A table with graphs down and the methods that ran, then more, across; nothing without graphs."""
+        methods = [method for method in methods if any(self.of(name, method) for name in names)]
         lines = [["graph", *methods, *more]]
         for name in names:
             lines.append([name, *(cell(self.of(name, method)) for method in methods),
@@ -401,7 +400,7 @@ def tables(records: list[dict]) -> dict[str, list[str]]:
     bare = found.with_any(WITHOUT_FEATURES.keys() - METHODS.keys())
     featured = [name for name in found.with_any(METHODS) if name not in bare]
     linked, stored = found.with_any(LINKS, links=True), found.with_any([OUT_OF_CORE])
-    embedders = [method for method in METHODS if method not in ALL_COLUMNS]
+    embedders = [method for method in METHODS if method not in UNSEEDED]
 
     def megabytes(key: str) -> Callable[[str], str]:
         return lambda name: f"{found.of(name, OUT_OF_CORE)[0][key] / 1e6:.0f} MB"
@@ -442,8 +441,8 @@ def main(arguments=None) -> int:
     parser.add_argument("graphs", nargs="*", default=list(GRAPHS), metavar="NAME[:random][:COLUMNS][:links]",
                         help=f"default: {' '.join(GRAPHS)}")
     every = list(dict.fromkeys((*METHODS, OUT_OF_CORE, *WITHOUT_FEATURES, *LINKS)))
-    parser.add_argument("--methods", nargs="+", default=every, choices=every, metavar="METHOD",
-                        help=f"of {', '.join(every)}; default: all")
+    parser.add_argument("--methods", nargs="+", default=[method for method in every if method != "untrained"],
+                        choices=every, metavar="METHOD", help=f"of {', '.join(every)}; default: all but untrained")
     parser.add_argument("--seeds", type=int, default=5, metavar="N")
     parser.add_argument("--jobs", type=int, default=usable_cpus(), metavar="N", help="processes, of one thread each")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the .npz files")
