@@ -4,13 +4,14 @@ from gnncy.evaluate import embedding_health, linear_probe
 
 
 class Probe:
-    params = (["dense", "wordnet"],)
+    params = (["dense", "alike", "wordnet"],)
     param_names = ("embedding",)
     timeout = 120
 
     def setup(self, embedding):
-        data = make_sbm(50_000, 16, n_features=128) if embedding == "dense" else load_wordnet()
-        self.arguments = data.features, data.labels, data.split
+        data = load_wordnet() if embedding == "wordnet" else make_sbm(50_000, 16, n_features=128)
+        features = data.features + 5 if embedding == "alike" else data.features  # as smoothed rows are
+        self.arguments = features, data.labels, data.split
 
     def time_probe(self, embedding):
         linear_probe(*self.arguments)
