@@ -1,9 +1,8 @@
 """``python -m asv_bench.ablation``: what each optional technique of training does to the accuracy of a linear probe.
 
 Every variant trains the same encoder from the same weights through ``Trainer.fit`` for the same number of epochs,
-changes one thing, and is scored on the same split. Graphs are read from ``NAME.npz`` in the folder ``--data``: CSR
-arrays ``adj_indptr`` and ``adj_indices``; features ``x``, or ``x_indptr``, ``x_indices``, ``x_data`` and ``x_shape``;
-labels ``y``; ``train_idx``, ``val_idx`` and ``test_idx``, or masks of splits. One whose file is missing is left out.
+changes one thing, and is scored on the same split. Graphs are read from ``NAME.npz`` in the folder ``--data``, see
+:mod:`asv_bench.graphs`; one whose file is missing is left out.
 ``wordnet`` is a part of the embedded data set.
 """
 import argparse
@@ -19,9 +18,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from asv_bench.graphs import read_graph, rst_table
 from gnncy import graph, nn, optim
 from gnncy._threads import working_threads
-from gnncy.datasets import load_wordnet
 from gnncy.evaluate import linear_probe
 from gnncy.losses import (
     GraphHardNegativeMiner,
@@ -154,26 +153,15 @@ def encoder(name: str, width: int, rng) -> nn.Module:
 
 def load(name: str, folder: Path | None) -> Graph | None:
     """A graph with features reduced to ``WIDTH`` columns, and smoothed; None where there is no file."""
+    data = read_graph(name, None if name == "wordnet" else folder)
+    if data is None:
+        return None
+    adjacency, features, labels, split = graph.as_csr(data.adjacency), data.features, data.labels, data.splits[0]
     if name == "wordnet":
-        data = load_wordnet()
-        degree = np.diff(data.adjacency.indptr)
-        kept = np.sort(graph.bfs_order(data.adjacency, start=int(degree.argmax()))[:WORDNET_NODES])
-        adjacency, labels = sp.csr_array(data.adjacency[kept][:, kept]), data.labels[kept]
-        features = data.features[kept]
-        split = tuple(np.flatnonzero(np.isin(kept, part)) for part in data.split)
-    else:
-        path = None if folder is None else folder / f"{name}.npz"
-        if path is None or not path.exists():
-            return None
-        with np.load(path, allow_pickle=False) as z:
-            n = len(z["y"])
-            adjacency = sp.csr_array((np.ones(len(z["adj_indices"]), np.float32), z["adj_indices"], z["adj_indptr"]),
-                                     shape=(n, n))
-            features = z["x"] if "x" in z else sp.csr_array((z["x_data"], z["x_indices"], z["x_indptr"]),
-                                                            shape=tuple(z["x_shape"]))
-            labels = z["y"]
-            split = tuple(z[f"{part}_idx"] if f"{part}_idx" in z else np.flatnonzero(z[f"{part}_mask"][:, 0])
-                          for part in ("train", "val", "test"))
+        degree = np.diff(adjacency.indptr)
+        kept = np.sort(graph.bfs_order(adjacency, start=int(degree.argmax()))[:WORDNET_NODES])
+        adjacency, labels, features = sp.csr_array(adjacency[kept][:, kept]), labels[kept], features[kept]
+        split = tuple(np.flatnonzero(np.isin(kept, part)) for part in split)
     if sp.issparse(features):
         reducer = FeatureReducer(min(WIDTH, *features.shape), seed=0)
         features = reducer.fit(sp.csr_array(features, dtype=np.float32)).transform(sp.csr_array(features,
@@ -220,10 +208,7 @@ def table(rows: list[dict], names: list[str]) -> list[str]:
         other = by_name.get(row["against"])
         gain = "" if other in (None, row) else f"{np.mean([mean(row, n) - mean(other, n) for n in names]):+.1f}"
         lines.append([row["variant"], *cells, gain, row["against"] if gain else "", f"{np.mean(row['seconds']):.1f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [rule, text[0], rule, *text[1:], rule]
+    return rst_table(lines)
 
 
 def figure(rows: list[dict], names: list[str], file: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from asv_bench.ablation import Graph, load
+from asv_bench.graphs import rst_table
 from gnncy import nn, optim
 from gnncy._threads import working_threads
 from gnncy.losses import InfoNCELoss
@@ -164,14 +165,6 @@ def steps(data: Graph, momentum: float) -> list[dict]:
     return rows
 
 
-def text(lines: list[list[str]]) -> list[str]:
-    """A table in reStructuredText."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [rule, rows[0], rule, *rows[1:], rule]
-
-
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m asv_bench.compression_training",
                                      description=__doc__.split("\n")[0])
@@ -188,7 +181,7 @@ def main(arguments=None) -> int:
         for rows in zip(*found.values(), strict=True):
             cells = [cell for row in rows for cell in (f"{row['bits']:.2f}", f"{row['cosine']:.2f}")]
             lines.append([rows[0]["name"], rows[0]["setting"] or "-", *cells])
-        print(*text(lines), "", sep="\n")
+        print(*rst_table(lines), "", sep="\n")
         if options.figure and graphs:
             from gnncy import plot
             plot.compression(found["encoder"], save=options.figure)
@@ -201,7 +194,7 @@ def main(arguments=None) -> int:
                 cells += [f"{row['bytes']:,}", *([str(row["steps"]), f"{row['ratio']:.2f}"] if row["ratio"] else
                                                  [f"> {LIMIT * STEPS}", f"+{100 * row['excess']:.0f} %"])]
             lines.append([rows[0]["name"], *cells])
-        print(*text(lines), sep="\n")
+        print(*rst_table(lines), sep="\n")
     return 0
 
 

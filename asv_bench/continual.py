@@ -26,6 +26,7 @@ from gnncy.training import Trainer
 from gnncy.training.continual import ElasticWeightConsolidation, Rehearsal, ReplayMemory
 
 from .ablation import load
+from .graphs import rst_table
 
 GRAPHS = {"wordnet": 5, "coauthor_physics": 2}  # tasks
 LEAST_NODES = 50  # of a class, for training
@@ -113,15 +114,6 @@ def learn(tasks: Tasks, setting: str, method: str, seed: int, strength: float = 
 def summary(accuracy: np.ndarray) -> tuple[float, float]:
     """Mean final accuracy, and by how much tasks but the last are worse at the end than when they were learned."""
     return float(accuracy[-1].mean()), float((accuracy.diagonal() - accuracy[-1])[:-1].mean())
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """In reStructuredText."""
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([rule, text[0], rule, *text[1:], rule])
 
 
 def spread(values) -> str:
@@ -215,13 +207,14 @@ def main(arguments=None) -> int:
         found = growing(options) if options.growing else forgetting(options)
     if options.growing:
         columns = [name for name in found[0] if name not in ("graph", "way", "seconds")]
-        print(table(["graph", "way", *columns, "seconds"], [
+        lines = [["graph", "way", *columns, "seconds"], *(
             [row["graph"], row["way"], *[spread(row[column]) for column in columns], f"{np.mean(row['seconds']):.1f}"]
-            for row in found]))
+            for row in found)]
     else:
-        print(table(["graph", "setting", "method", "accuracy", "forgetting", "seconds"], [
+        lines = [["graph", "setting", "method", "accuracy", "forgetting", "seconds"], *(
             [row["graph"], f"{row['setting']}-incremental", row["method"], spread(row["accuracy"]),
-             spread(row["forgetting"]), f"{row['seconds']:.1f}"] for row in found]))
+             spread(row["forgetting"]), f"{row['seconds']:.1f}"] for row in found)]
+    print(*rst_table(lines), sep="\n")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 0

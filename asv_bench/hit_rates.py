@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from asv_bench.graphs import adjacency_of
 from gnncy.datasets import make_rmat
 from gnncy.graph import inclusion_probabilities, undirected
 from gnncy.storage.policies import Trace, simulate
@@ -44,8 +45,7 @@ def graphs(paths, n):
     if paths:
         for path in paths:
             with np.load(path) as file:
-                indptr, indices, seeds = file["adj_indptr"], file["adj_indices"], file["train_idx"]
-            adjacency = sp.csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=(len(indptr) - 1,) * 2)
+                adjacency, seeds = adjacency_of(file), file["train_idx"]
             yield path.stem, undirected(adjacency), seeds, 4
         return
     rng = np.random.default_rng(1)

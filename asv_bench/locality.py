@@ -1,7 +1,7 @@
 """``python -m asv_bench.locality``: what each order of the nodes brings together, as a table.
 
 For contiguous batches of a share of the nodes: the percentage of arcs that have both ends in one batch. Graphs are read
-from ``NAME.npz`` in the folder ``--data`` (CSR arrays ``adj_indptr`` and ``adj_indices``), made undirected, and
+from ``NAME.npz`` in the folder ``--data`` (see :mod:`asv_bench.graphs`), made undirected, and
 renumbered at random first; ``wordnet`` is the embedded data set, ``made`` a stochastic block model.
 """
 import argparse
@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
+
+from asv_bench.graphs import adjacency_of
 
 SHARES = (0.004, 0.02, 0.1)
 
@@ -31,8 +32,7 @@ def load(name, folder):
         graph = make_sbm(200_000, 130, n_features=1, seed=0).adjacency
     else:
         with np.load(folder / f"{name}.npz") as file:
-            indptr, indices = file["adj_indptr"], file["adj_indices"]
-        graph = sp.csr_array((np.ones(len(indices), np.float32), indices, indptr), shape=(len(indptr) - 1,) * 2)
+            graph = adjacency_of(file)
     graph = undirected(graph)
     return permute(graph, np.random.default_rng(0).permutation(graph.shape[0]))
 

@@ -2,7 +2,7 @@
 
 Every run is a ``GraphEncoder`` with its defaults but for the encoder, the objective and, for encoders over sampled
 neighbourhoods, ``SAMPLED``. "untrained" is ``max_epochs=0``. Graphs are read from ``NAME.npz`` in the folder
-``--data``, see :mod:`asv_bench.ablation`; one without a split has a random one of 10/10/80 per cent.
+``--data``, see :mod:`asv_bench.graphs`; one without a split has a random one of 10/10/80 per cent.
 """
 import argparse
 import json
@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import scipy.sparse as sp
 
+from asv_bench.graphs import read_graph, rst_table
 from gnncy import GraphEncoder
 from gnncy.evaluate import linear_probe
+from gnncy.graph import undirected
 
 GRAPHS = ("cora", "cora_ml_directed", "dblp", "amazon_computers")
 ENCODERS = ("propagate", "mlp", "sage", "gcn", "gat")
@@ -24,19 +25,10 @@ SAMPLED = {"learning_rate": 3e-3, "n_neighbors": (10, 5), "batch_size": 512, "hi
 
 def load(name: str, folder: Path):
     """Adjacency, made undirected, features, labels and split of a graph."""
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as z:
-        n = len(z["y"])
-        adjacency = sp.csr_array((np.ones(len(z["adj_indices"]), np.float32), z["adj_indices"], z["adj_indptr"]),
-                                 shape=(n, n))
-        features = z["x"] if "x" in z else sp.csr_array((z["x_data"], z["x_indices"], z["x_indptr"]),
-                                                        shape=tuple(z["x_shape"]))
-        if "train_idx" in z:
-            split = tuple(z[f"{part}_idx"] for part in ("train", "val", "test"))
-        elif "train_mask" in z:
-            split = tuple(np.flatnonzero(z[f"{part}_mask"][:, 0]) for part in ("train", "val", "test"))
-        else:
-            split = None
-        return sp.csr_array(adjacency.maximum(adjacency.T)), features, z["y"], split
+    data = read_graph(name, folder)
+    if data is None:
+        raise SystemExit(f"{name}: no {name}.npz in {folder}")
+    return undirected(data.adjacency), data.features, data.labels, data.splits[0] if data.splits else None
 
 
 def run(data, encoder: str, objective: str, seed: int, **changes) -> tuple[float, float]:
@@ -62,10 +54,7 @@ def table(cells: dict, graphs: list[str]) -> list[str]:
         lines.append([encoder, objective, *(f"{mean:.1f} ± {100 * np.std(row[name]['accuracy']):.1f}"
                                             for mean, name in zip(means, graphs, strict=True)),
                       f"{np.mean(means):.1f}", f"{seconds:.1f}"])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [rule, text[0], rule, *text[1:], rule]
+    return rst_table(lines)
 
 
 def main(arguments=None) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asv_bench.graphs import read_graph
 from asv_bench.peers import table
 
 WIDTH = 768  # columns, those of MAG240M
@@ -194,17 +195,10 @@ def formats(folder, name):
 
 def problem(name):
     """Graph, features, labels and split."""
-    import scipy.sparse as sp
-    if name == "wordnet":
-        from gnncy.datasets import load_wordnet
-        data = load_wordnet()
-        return data.adjacency, data.features, data.labels, data.split
-    with np.load(Path(os.environ["GNNCY_BENCH_DATA"]) / f"{name}.npz") as file:
-        n = len(file["y"])
-        graph = sp.csr_array((np.ones(len(file["adj_indices"]), np.float32), file["adj_indices"], file["adj_indptr"]),
-                             shape=(n, n))
-        features = sp.csr_array((file["x_data"], file["x_indices"], file["x_indptr"]), shape=tuple(file["x_shape"]))
-        return graph, features, file["y"], (file["train_idx"], file["val_idx"], file["test_idx"])
+    data = read_graph(name, Path(os.environ["GNNCY_BENCH_DATA"]) if "GNNCY_BENCH_DATA" in os.environ else None)
+    if data is None:
+        raise SystemExit(f"{name}: no {name}.npz in the folder that GNNCY_BENCH_DATA names")
+    return data.adjacency, data.features, data.labels, data.splits[0]
 
 
 def row(setting, ours, peer, value, unit="s", ratio=None, asked=None):
