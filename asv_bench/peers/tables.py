@@ -60,40 +60,37 @@ def row(setting, ours, peer, theirs, unit, asked=None, ratio=None):
 def swapped(graph, folder, capacity, threads):
     """PyTorch-BigGraph's way: two partitions in memory, the edges by pairs of them, each swapped whole before its turn.
 
-    The steps are ours, by the same kernels; negatives come from the second partition. Edges per second of an
-    epoch, and what was moved.
+    The steps are ours, by the same kernels in the same lanes; negatives come from the second partition. Edges per second
+    of an epoch, and what was moved.
     """
     from gnncy.estimators.node_embedding import NodeEmbedding, _Pairs
     from gnncy.storage.tables import EmbeddingTable
+    from gnncy.storage.tables.windows import LANES
     n = graph.shape[0]
     with EmbeddingTable.create(folder / "swapped.npy", n, DIM, lr=0.02, scale=0.5 / DIM, journal=False,
                                memory_limit=capacity, direct=True) as table, working_threads(threads):
         size = table.capacity // 2
-        parts = -(-table.n_blocks // size)
-        part_rows = size * table.block_rows
+        partitions = [np.arange(k, min(k + size, table.n_blocks)) for k in range(0, table.n_blocks, size)]
+        parts, part_rows = len(partitions), size * table.block_rows
+        lane_of = (np.arange(table.n_blocks) % size % LANES).astype(np.uint8)
         u = np.repeat(np.arange(n, dtype=np.int32), np.diff(graph.indptr))
-        keep = u < graph.indices
+        keep = u < graph.indices  # so the partition of u comes first
         u, v = u[keep], graph.indices[keep]
-        a, b = np.minimum(u // part_rows, v // part_rows), np.maximum(u // part_rows, v // part_rows)
-        order = np.argsort((a * parts + b).astype(np.int16 if parts < 180 else np.int32), kind="stable")
+        cell = u // part_rows * parts + v // part_rows
+        order = np.argsort(cell.astype(np.int16) if parts < 180 else cell, kind="stable")
         u, v = u[order], v[order]
-        begin = np.searchsorted((a * parts + b)[order], np.arange(parts * parts + 1))
-        del a, b, order, keep
+        begin = np.searchsorted(cell[order], np.arange(parts * parts + 1))
+        del cell, order, keep
         work = _Pairs(graph, table, NodeEmbedding(DIM), 0)
-        rng = np.random.default_rng(0)
         begun = time.perf_counter()
         for j in range(parts):  # inside out: the next pair shares a partition with this one
+            odds = work._odds(partitions[j], None)
             for i in range(j + 1) if j % 2 == 0 else range(j, -1, -1):
-                blocks = np.unique(np.concatenate([np.arange(p * size, min((p + 1) * size, table.n_blocks))
-                                                   for p in (i, j)]))
+                blocks = np.union1d(partitions[i], partitions[j])
                 table.hold(blocks)
-                nodes = np.arange(j * part_rows, min((j + 1) * part_rows, n))
-                odds = np.cumsum((graph.indptr[nodes + 1] - graph.indptr[nodes]) ** 0.75)
-                some = np.arange(begin[i * parts + j], begin[i * parts + j + 1])
-                rng.shuffle(some)
-                for first in range(0, len(some), 1024):
-                    batch = some[first:first + 1024]
-                    work.step(u[batch].astype(np.int64), v[batch].astype(np.int64), nodes, odds, rng)
+                some = slice(begin[i * parts + j], begin[i * parts + j + 1])
+                work.meet(u[some].astype(np.int64), v[some].astype(np.int64), lane_of, odds, i == j, i * parts + j)
+                table.changed(blocks, 1)
         table.checkpoint()
         seconds = time.perf_counter() - begun
         moved = table.stats
@@ -223,7 +220,8 @@ def windowed(walks, width, rng):
 
 def word2vec(quick):
     """Tokens per second of one thread on the same walks, windows and number of negatives."""
-    from gnncy.estimators.node_embedding import NodeEmbedding, _Pairs
+    from gnncy._kernels.storage import tables as kernels
+    from gnncy.estimators.node_embedding import NodeEmbedding, _Lane
     from gnncy.graph import RandomWalks
     from gnncy.storage.tables import EmbeddingTable
     python = os.environ.get("GNNCY_GENSIM_PYTHON") or (sys.executable if importlib.util.find_spec("gensim") else None)
@@ -240,16 +238,14 @@ def word2vec(quick):
         theirs, their_score = float(done.stdout), auc(np.load(out), test)
         with EmbeddingTable.create(Path(folder) / "table.npy", 2 * n, DIM, lr=0.1, scale=0.5 / DIM) as held:
             held.hold(np.arange(held.n_blocks))
-            work = _Pairs(graph, held, NodeEmbedding(DIM, method="walks"), 0)
+            lane = _Lane(held, NodeEmbedding(DIM, method="walks"))
             rng = np.random.default_rng(0)
-            odds = np.cumsum(np.diff(graph.indptr) ** 0.75)
+            sums, guide = np.cumsum(np.diff(graph.indptr) ** 0.75), np.empty(n, np.int32)
+            kernels.guide(sums, guide)
             begun = time.process_time()
             for first in range(0, len(walks), 128):
                 u, v = windowed(walks[first:first + 128], 10, rng)
-                mixed = rng.permutation(len(u))
-                u, v = u[mixed], v[mixed]
-                for k in range(0, len(u), 1024):
-                    work.step(u[k:k + 1024], v[k:k + 1024], np.arange(n), odds, rng)
+                lane.train(u, v, (np.arange(n), sums, guide), first)
             ours = time.process_time() - begun
             score = auc(held.gather(np.arange(n) * 2), test)
     yield row(f"{len(walks)} walks of 80 nodes, window 10, 5 negatives, one thread; AUC {100 * score:.1f} %",

@@ -14,7 +14,7 @@ from gnncy import _files, _memory
 from gnncy._check import check_array, check_choice, check_float, check_int
 from gnncy._kernels import skipgram
 from gnncy._kernels.storage import tables as kernels
-from gnncy._random import derive, seed_from, stream
+from gnncy._random import derive, mix64, seed_from
 from gnncy._threads import effective_n_jobs, run_pieces, working_threads
 from gnncy.errors import GraphFormatError
 from gnncy.estimators.base import Estimator
@@ -22,7 +22,8 @@ from gnncy.estimators.graph_encoder import GraphEncoder, _as_array, _checksum, _
 from gnncy.graph import RandomWalks, as_csr, undirected
 from gnncy.storage import FeatureStorage
 from gnncy.storage.tables import EmbeddingTable
-from gnncy.storage.tables.windows import EpochWindows, Window, blocks_needed, chunk_count, group_size
+from gnncy.storage.tables.table import EPS
+from gnncy.storage.tables.windows import LANES, EpochWindows, Window, blocks_needed, chunk_count, group_size
 from gnncy.training import MemoryPlan, resolve_limit
 
 log = logging.getLogger("gnncy")
@@ -30,10 +31,12 @@ log = logging.getLogger("gnncy")
 GROUP = 16  # pairs that share their negatives
 RATES = {"edges": 0.02, "walks": 0.1}
 POWER = 0.75  # of the degree, for the odds to be a negative
-_BLOCKS = 16  # blocks whose arcs one thread takes at a time
-_PIECE = 64  # groups that one thread takes at a time
+_BLOCKS = 8  # blocks whose arcs one thread takes at a time
 _NODES = 1 << 12  # rows that are written at a time
-_PAIR = 40  # bytes that a pair of a window takes: as found, packed, and its turn
+_PAIR = 48  # bytes that a pair of a window takes: as found, packed, and dealt to lanes
+_ODDS = 44  # bytes that a node takes of which negatives are drawn
+
+Odds = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes, the sums of their odds, and the guide to these
 
 
 class NodeEmbedding(Estimator):
@@ -242,8 +245,8 @@ class NodeEmbedding(Estimator):
         return MemoryPlan(resolve_limit(self.memory_limit), {"train": {
             "window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits)),
             "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
-            "odds of the negatives": 32 * (group_size(chunks) + 1) * -(-n // chunks),
-            "minibatch": places * (4 * d + 48) + 4 * batch * (self.n_negatives + 3),
+            "odds of the negatives": _ODDS * (group_size(chunks) + 1) * -(-n // chunks),
+            "minibatches": LANES * (places * (4 * d + 32) + batch * (4 * self.n_negatives + 12)),
             "rows to write": 2 * 4 * d * min(_NODES, n),
         }})
 
@@ -306,11 +309,7 @@ class _Pairs:
         self.bits = table.block_rows.bit_length() - model._vectors  # a block's nodes are 2 ** bits
         if model.method == "walks":
             self.walker = RandomWalks(adjacency, model.walk_length, seed=derive(seed, "walks"))
-        k, d = model.n_negatives, model.n_components
-        batch = model.batch_size
-        self._batch = batch
-        self._gradient = np.empty((2 * batch + -(-batch // GROUP) * k, d), np.float32)
-        self._factor, self._loss = np.empty((batch, k + 1), np.float32), np.empty(batch)
+        self._lanes = [_Lane(table, model) for _ in range(LANES)]
 
     def train(self, epoch: int) -> tuple[float, int]:
         """One epoch; the mean loss and the number of pairs."""
@@ -320,21 +319,43 @@ class _Pairs:
             table.hold(np.arange(table.n_blocks))
         for chunk, blocks in enumerate(order.chunks):
             table.expect(blocks, order.due(chunk, -1))
-        rng = stream(self.seed, "pairs", epoch)
         total, count = 0.0, 0
-        nodes, cumulative = np.empty(0, np.int64), np.empty(0)
+        odds: list[Odds] = []
         for t, window in enumerate(order.windows):
             if not table.resident:
                 self._bring(order, t)
             if window.own:
-                nodes, cumulative = self._odds(order.chunks[window.chunk], nodes, cumulative, anew=not window.held)
-            for u, v in self._drawn(order, window, epoch):
-                mixed = rng.permutation(len(u))
-                for first in range(0, len(u), self._batch):
-                    some = mixed[first:first + self._batch]
-                    total += self.step(u[some], v[some], nodes, cumulative, rng)
+                odds = self._odds(order.chunks[window.chunk], odds if window.held else None)
+            for part, (u, v) in enumerate(self._drawn(order, window, epoch)):
+                total += self.meet(u, v, order.lane_of, odds, window.own, derive(self.seed, "pairs", epoch, t, part))
                 count += len(u)
+            table.changed(order.blocks(t), 1)
         return total / max(count, 1), count
+
+    def meet(self, u, v, lane_of, odds: list[Odds], own: bool, key: int) -> float:
+        """Train on pairs of nodes by the lanes of their blocks, many lanes at a time; the sum of their losses.
+
+        What is trained on at the same time has no row in common: in a round lane i of the nodes ``u`` meets lane i ^ round
+        of the nodes ``v``, where these may be of the same chunk (``own``) also the other way round.
+        """
+        a, b = np.empty((2, len(u)), np.int64)
+        begin = np.empty(LANES * LANES + 1, np.int64)
+        kernels.deal(u, v, lane_of, self.bits, LANES, begin, a, b)
+        losses = np.zeros(LANES * LANES)
+        for turn in range(LANES):
+            meetings = [[(i, i ^ turn)] for i in range(LANES)]
+            if own and turn:
+                meetings = [[(i, j), (j, i)] for ((i, j),) in meetings if i < j]
+
+            def work(start, stop, meetings=meetings):
+                for lane, cells in enumerate(meetings[start:stop], start):
+                    for i, j in cells:
+                        cell = i * LANES + j
+                        some = slice(begin[cell], begin[cell + 1])
+                        losses[cell] = self._lanes[lane].train(a[some], b[some], odds[j], mix64(key ^ cell))
+
+            run_pieces(work, len(meetings), 1)
+        return float(losses.sum())
 
     def _bring(self, order: EpochWindows, t: int) -> None:
         """Have the blocks of window t in memory, and begin to read those of the next."""
@@ -348,14 +369,21 @@ class _Pairs:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
         return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
 
-    def _odds(self, blocks, nodes, cumulative, *, anew: bool):
-        """The nodes of which negatives are drawn, those of some blocks added, and the sums of their odds."""
-        if anew:
-            nodes, cumulative = nodes[:0], cumulative[:0]
-        more = self._nodes(blocks)
-        odds = (self.adjacency.indptr[more + 1] - self.adjacency.indptr[more]) ** POWER
-        odds[:1] += (cumulative[-1:].sum() if len(cumulative) else 1e-9)  # never 0 in all, where there are no arcs
-        return np.concatenate([nodes, more]), np.concatenate([cumulative, np.cumsum(odds)])
+    def _odds(self, blocks: np.ndarray, before: list[Odds] | None) -> list[Odds]:
+        """Of each lane the nodes of which negatives are drawn, those of some blocks added, and the sums of their odds."""
+        lanes = []
+        for lane in range(LANES):
+            nodes, sums = self._nodes(blocks[lane::LANES]), np.empty(0)
+            odds = (self.adjacency.indptr[nodes + 1] - self.adjacency.indptr[nodes]) ** POWER
+            odds[:1] += 1e-9  # never 0 in all, where there are no arcs
+            if before:
+                nodes, odds = np.concatenate([before[lane][0], nodes]), np.concatenate([before[lane][1][-1:], odds])
+                sums = before[lane][1][:-1]
+            sums = np.concatenate([sums, np.cumsum(odds)])
+            guide = np.empty(len(sums), np.int32)
+            kernels.guide(sums, guide)
+            lanes.append((nodes, sums, guide))
+        return lanes
 
     def _drawn(self, order: EpochWindows, window: Window, epoch: int):
         """The pairs of the chunk's nodes with nodes that are there, in parts."""
@@ -392,20 +420,21 @@ class _Pairs:
         parts = [found[start] for start in sorted(found)]
         return np.concatenate([u[part] for part in parts]), np.concatenate([v[part] for part in parts])
 
-    def step(self, u, v, nodes, cumulative, rng) -> float:
-        """One step on some pairs; the sum of their losses. Negatives are ``nodes`` by the sums of their odds."""
-        m, k, rows = len(u), self.model.n_negatives, self.model._vectors
-        groups = -(-m // GROUP)
-        where = np.empty(2 * m + groups * k, np.int64)
-        drawn = where[2 * m:]
-        kernels.draw(cumulative, rng.random(groups * k), drawn)
-        where[:m], where[m:2 * m], where[2 * m:] = u, v, nodes[drawn]
-        if rows == 2:
-            where *= 2
-            where[m:] += 1
-        self.table.locate(where, where)
-        factor, loss, gradient = self._factor[:m], self._loss[:m], self._gradient[:len(where)]
-        records = self.table.records
-        run_pieces(lambda a, b: skipgram.gradient(a, b, records, where, GROUP, factor, loss, gradient), groups, _PIECE)
-        self.table.step(where, gradient)
-        return float(loss.sum())
+
+class _Lane:
+    """Steps on pairs, one after the other, on rows that no other lane has at the time."""
+
+    def __init__(self, table: EmbeddingTable, model: NodeEmbedding):
+        batch, k, d = model.batch_size, model.n_negatives, model.n_components
+        places = 2 * batch + -(-batch // GROUP) * k
+        self._table, self._vectors = table, model._vectors
+        self._scratch = np.empty((4, places + 1), np.int64)
+        self._loss, self._factor = np.empty(batch), np.empty((batch, k + 1), np.float32)
+        self._gradient = np.empty((places, d), np.float32)
+
+    def train(self, u: np.ndarray, v: np.ndarray, odds: Odds, key: int) -> float:
+        """Train on pairs in the random order that the key names, which they are put in; the sum of their losses."""
+        table = self._table
+        kernels.shuffle(u, v, key)
+        return skipgram.train(u, v, self._vectors, *odds, mix64(key), GROUP, *table.places, table.marks, self._scratch,
+                              self._loss, self._factor, self._gradient, table.lr, EPS[table.optimizer], table.records)

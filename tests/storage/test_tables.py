@@ -374,8 +374,9 @@ def test_grouping_keeps_the_order():
 def test_draws_have_their_odds():
     weight = np.array([0.0, 3.0, 0.0, 1.0, 4.0, 0.0])
     lots = (np.arange(8000) + 0.5) / 8000
-    out = np.empty(8000, np.int64)
-    kernels.draw(np.cumsum(weight), lots, out)
+    out, guide = np.empty(8000, np.int64), np.empty(6, np.int32)
+    kernels.guide(np.cumsum(weight), guide)
+    kernels.draw(np.cumsum(weight), guide, lots, out)
     assert np.bincount(out, minlength=6).tolist() == [0, 3000, 0, 1000, 4000, 0]
 
 

@@ -4,24 +4,20 @@ A block is ``2 ** bits`` rows. Arguments are checked by gnncy.storage.tables and
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
-from gnncy._kernels._hash cimport mix64
-from gnncy._kernels._prefetch cimport prefetch
+from gnncy._kernels._hash cimport below, mix64
+from gnncy._kernels._places cimport drawn, group_equal, place
 
 ctypedef fused index:
     int32_t
     int64_t
 
-cdef enum:
-    AHEAD = 16  # marks asked for before their turn
 
-
-def locate(const int64_t[::1] rows, const int64_t[::1] slot_of, int bits, int64_t[::1] place):
+def locate(const int64_t[::1] rows, const int64_t[::1] slot_of, int bits, int64_t[::1] places):
     """Write where rows lie: a row's place within its block, in the slot that holds the block."""
     cdef Py_ssize_t i
-    cdef int64_t mask = (<int64_t>1 << bits) - 1
     with nogil:
         for i in range(rows.shape[0]):
-            place[i] = (slot_of[rows[i] >> bits] << bits) | (rows[i] & mask)
+            places[i] = place(rows[i], slot_of, bits)
 
 
 def group(const int64_t[::1] places, int32_t[::1] mark, int64_t[::1] distinct, int64_t[::1] begin,
@@ -31,32 +27,11 @@ def group(const int64_t[::1] places, int32_t[::1] mark, int64_t[::1] distinct, i
     ``order[begin[i]:begin[i + 1]]`` are the positions of ``distinct[i]``, ascending. ``mark`` holds -1 for each place,
     and does so again after.
     """
-    cdef Py_ssize_t i, n = places.shape[0], found = 0
-    cdef int64_t last
-    cdef int32_t k
+    cdef Py_ssize_t found
+    if places.shape[0] == 0:
+        return 0
     with nogil:
-        for i in range(n):
-            if i + AHEAD < n:
-                prefetch(&mark[places[i + AHEAD]])
-            k = mark[places[i]]
-            if k < 0:
-                k = <int32_t>found
-                mark[places[i]] = k
-                distinct[found] = places[i]
-                begin[found + 1] = 0
-                found += 1
-            begin[k + 1] += 1
-        begin[0] = 0
-        for i in range(found):
-            begin[i + 1] += begin[i]
-        for i in range(n):
-            k = mark[places[i]]
-            order[begin[k]] = i
-            begin[k] += 1
-        last = 0
-        for i in range(found):
-            mark[distinct[i]] = -1
-            last, begin[i] = begin[i], last
+        found = group_equal(&places[0], places.shape[0], mark, &distinct[0], &begin[0], &order[0])
     return found
 
 
@@ -102,21 +77,58 @@ def walk_pairs(const int64_t[:, ::1] walks, const int32_t[::1] chunk_of, const u
     return count
 
 
-def draw(const double[::1] cumulative, const double[::1] lots, int64_t[::1] out):
+def deal(const int64_t[::1] u, const int64_t[::1] v, const uint8_t[::1] lane_of, int bits, Py_ssize_t lanes,
+         int64_t[::1] begin, int64_t[::1] a, int64_t[::1] b):
+    """Write the pairs by the lanes of both ends: those of lanes i and j are a, b[begin[k]:begin[k + 1]], k = i lanes + j.
+
+    ``begin`` has a place more than there are pairs of lanes.
+    """
+    cdef Py_ssize_t e, k, first, n = u.shape[0], cells = lanes * lanes
+    with nogil:
+        begin[:] = 0
+        for e in range(n):
+            begin[lane_of[u[e] >> bits] * lanes + lane_of[v[e] >> bits]] += 1
+        first = 0
+        for k in range(cells):
+            begin[k], first = first, first + begin[k]
+        for e in range(n):
+            k = lane_of[u[e] >> bits] * lanes + lane_of[v[e] >> bits]
+            a[begin[k]] = u[e]
+            b[begin[k]] = v[e]
+            begin[k] += 1
+        first = 0
+        for k in range(cells + 1):
+            begin[k], first = first, begin[k]
+        begin[cells] = n
+
+
+def shuffle(int64_t[::1] u, int64_t[::1] v, uint64_t key):
+    """Put pairs in the random order that the key names."""
+    cdef Py_ssize_t i, j
+    with nogil:
+        for i in range(u.shape[0] - 1, 0, -1):
+            j = below(mix64(key + <uint64_t>i), i + 1)
+            u[i], u[j] = u[j], u[i]
+            v[i], v[j] = v[j], v[i]
+
+
+def guide(const double[::1] cumulative, int32_t[::1] out):
+    """Write of position k what the lot k / n draws, for :func:`draw`."""
+    cdef Py_ssize_t k, n = cumulative.shape[0]
+    cdef int32_t i = 0
+    with nogil:
+        for k in range(n):
+            while i < n - 1 and cumulative[i] <= k * cumulative[n - 1] / n:
+                i += 1
+            out[k] = i
+
+
+def draw(const double[::1] cumulative, const int32_t[::1] guide, const double[::1] lots, int64_t[::1] out):
     """Write the position that each lot of 0..1 draws, position i with odds cumulative[i] - cumulative[i - 1]."""
     cdef Py_ssize_t i
-    cdef int64_t low, half, n = cumulative.shape[0]
-    cdef double x
     with nogil:
         for i in range(lots.shape[0]):
-            x = lots[i] * cumulative[n - 1]
-            low = 0
-            half = n
-            while half > 1:
-                # No branch to foresee wrongly: the bounds move by selection.
-                low += (half >> 1) if cumulative[low + (half >> 1) - 1] <= x else 0
-                half -= half >> 1
-            out[i] = low
+            out[i] = drawn(lots[i], cumulative, guide)
 
 
 def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop):

@@ -146,7 +146,7 @@ class EmbeddingTable:
             file.close()
             raise
         self._file = file
-        self._mark = np.full(capacity << self._bits, -1, np.int32)
+        self.marks = np.full(capacity << self._bits, -1, np.int32)
         self.records = self._cache.memory.view(np.float32).reshape(capacity << self._bits, dtype.itemsize // 4)
         self._whole = True
 
@@ -371,6 +371,17 @@ class EmbeddingTable:
         self.steps += 1
         self._apply(where, gradients)
 
+    @property
+    def places(self) -> tuple[np.ndarray, int]:
+        """For a kernel that takes steps by itself: the slots of blocks, and the bits of a row's place in its block."""
+        return self._cache.slot_of, self._bits
+
+    def changed(self, blocks: np.ndarray, steps: int) -> None:
+        """Note that a kernel took some steps on rows of held blocks (numbers)."""
+        self._check_writer()
+        self.steps += steps
+        self._cache.change(self._cache.slot_of[blocks])
+
     # -- lasting state
 
     def checkpoint(self, progress: dict | None = None) -> None:
@@ -447,7 +458,7 @@ class EmbeddingTable:
     def _apply(self, where: np.ndarray, gradients: np.ndarray) -> None:
         n = len(where)
         distinct, begin, order = np.empty((3, n + 1), np.int64)
-        count = places.group(where, self._mark, distinct, begin, order)
+        count = places.group(where, self.marks, distinct, begin, order)
         kernel, scalars = self._step()
         run_pieces(lambda a, b: kernel(a, b, distinct, order, begin, gradients, *scalars, self.records), count,
                    max(1, _PIECE // self.dim))

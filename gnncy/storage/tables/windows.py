@@ -7,6 +7,7 @@ from gnncy._random import stream
 
 CHUNKS = 192  # at most
 GROUPS = 13  # so a thirteenth of the table stays in memory while the rest passes by
+LANES = 4  # parts of a chunk, of which each meets another one at the same time
 CHUNK_ROWS = 2048  # at least, so that a window of a small table is worth its turn
 
 
@@ -43,8 +44,10 @@ class EpochWindows:
         dealt = stream(seed, "chunks", epoch).permutation(n_blocks)
         self.chunks = [np.sort(part) for part in np.array_split(dealt, chunk_count(n_blocks, block_rows))]
         self.chunk_of = np.empty(n_blocks, np.int32)
+        self.lane_of = np.empty(n_blocks, np.uint8)
         for c, blocks in enumerate(self.chunks):
             self.chunk_of[blocks] = c
+            self.lane_of[blocks] = np.arange(len(blocks)) % LANES
         self._uses: list[list[int]] = [[] for _ in self.chunks]
         self.windows: list[Window] = []
         size = group_size(len(self.chunks))

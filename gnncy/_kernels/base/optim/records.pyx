@@ -10,22 +10,6 @@ from gnncy._kernels._prefetch cimport prefetch_span
 
 from .._math cimport root
 
-cdef enum:
-    AHEAD = 4  # records asked for before their turn
-
-
-cdef inline floating* total(const int64_t[::1] order, Py_ssize_t first, Py_ssize_t last, floating[:, ::1] grad) noexcept nogil:
-    """Add the gradients of one record up in the first of them."""
-    cdef Py_ssize_t j, k, d = grad.shape[1]
-    cdef floating *g = &grad[order[first], 0]
-    cdef const floating *other
-    for k in range(first + 1, last):
-        prefetch_span(&grad[order[min(k + AHEAD, last - 1)], 0], d * sizeof(floating))
-        other = &grad[order[k], 0]
-        for j in range(d):
-            g[j] += other[j]
-    return g
-
 
 def sgd(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int64_t[::1] order,
         const int64_t[::1] begin, floating[:, ::1] grad, floating lr, floating[:, ::1] records):
@@ -38,7 +22,7 @@ def sgd(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int64
             if i + AHEAD < stop:
                 prefetch_span(&records[place[i + AHEAD], 0], size)
                 prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
-            g = total(order, begin[i], begin[i + 1], grad)
+            g = total(&order[0], begin[i], begin[i + 1], grad)
             row = &records[place[i], 0]
             for j in range(d):
                 row[j] -= lr * g[j]
@@ -48,24 +32,8 @@ def rowwise_adagrad(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place,
                     const int64_t[::1] begin, floating[:, ::1] grad, floating lr, floating eps,
                     floating[:, ::1] records):
     """One step of Adagrad; the state is one sum of mean squares."""
-    cdef Py_ssize_t i, j, d = grad.shape[1], size = records.shape[1] * sizeof(floating)
-    cdef floating *g
-    cdef floating *row
-    cdef floating squares, rate
     with nogil:
-        for i in range(start, stop):
-            if i + AHEAD < stop:
-                prefetch_span(&records[place[i + AHEAD], 0], size)
-                prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
-            g = total(order, begin[i], begin[i + 1], grad)
-            row = &records[place[i], 0]
-            squares = 0
-            for j in range(d):
-                squares += g[j] * g[j]
-            row[d] += squares / d
-            rate = lr / (root(row[d]) + eps)
-            for j in range(d):
-                row[j] -= rate * g[j]
+        adagrad(start, stop, &place[0], &order[0], &begin[0], grad, lr, eps, records)
 
 
 def adam(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int64_t[::1] order,
@@ -83,7 +51,7 @@ def adam(Py_ssize_t start, Py_ssize_t stop, const int64_t[::1] place, const int6
             if i + AHEAD < stop:
                 prefetch_span(&records[place[i + AHEAD], 0], size)
                 prefetch_span(&grad[order[begin[i + AHEAD]], 0], grad.shape[1] * sizeof(floating))
-            g = total(order, begin[i], begin[i + 1], grad)
+            g = total(&order[0], begin[i], begin[i + 1], grad)
             row = &records[place[i], 0]
             m = row + d
             v = m + d
