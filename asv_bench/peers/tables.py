@@ -84,7 +84,7 @@ def swapped(graph, folder, capacity, threads):
         work = _Pairs(graph, table, NodeEmbedding(DIM), 0)
         begun = time.perf_counter()
         for j in range(parts):  # inside out: the next pair shares a partition with this one
-            odds = work._odds(partitions[j], None)
+            odds = work._odds(partitions[j])
             for i in range(j + 1) if j % 2 == 0 else range(j, -1, -1):
                 blocks = np.union1d(partitions[i], partitions[j])
                 table.hold(blocks)
@@ -113,6 +113,7 @@ CHILD = """
 def tables(quick, threads):
     """Edges per second of a table eight times the limit, the same after a kill, and beside swapped partitions."""
     import gnncy
+    from gnncy.estimators.node_embedding import _window
     n, degree = (200_000, 20) if quick else (2_000_000, 10)
     graph, test = clubs(n, degree)
     edges = graph.nnz // 2
@@ -134,8 +135,7 @@ def tables(quick, threads):
         setting += f", limit {limit / 1e6:.0f} MB"
         yield row(f"{setting}; an epoch reads {moved['bytes_read'] / 1e9:.1f} GB", rates["disk"],
                   "the same in memory, to the same bits", rates["memory"], "edges/s", 0.5)
-        spare = last.left("train") + last.stages["train"]["window of the table"]
-        theirs, moved = swapped(graph, folder, spare, threads)
+        theirs, moved = swapped(graph, folder, _window(last), threads)
         yield row(f"the same; they read {moved.bytes_read / 1e9:.1f} GB", rates["disk"],
                   "partitions swapped whole (PyTorch-BigGraph's way)", theirs, "edges/s", 2)
         del graph
@@ -240,12 +240,14 @@ def word2vec(quick):
             held.hold(np.arange(held.n_blocks))
             lane = _Lane(held, NodeEmbedding(DIM, method="walks"))
             rng = np.random.default_rng(0)
-            sums, guide = np.cumsum(np.diff(graph.indptr) ** 0.75), np.empty(n, np.int32)
+            odds = np.zeros(held.n_blocks * held.block_rows // 2)
+            odds[:n] = np.diff(graph.indptr) ** 0.75
+            sums, guide = np.cumsum(odds), np.empty(len(odds), np.int32)
             kernels.guide(sums, guide)
             begun = time.process_time()
             for first in range(0, len(walks), 128):
                 u, v = windowed(walks[first:first + 128], 10, rng)
-                lane.train(u, v, (np.arange(n), sums, guide), first)
+                lane.train(u, v, (np.arange(held.n_blocks), sums, guide), first)
             ours = time.process_time() - begun
             score = auc(held.gather(np.arange(n) * 2), test)
     yield row(f"{len(walks)} walks of 80 nodes, window 10, 5 negatives, one thread; AUC {100 * score:.1f} %",

@@ -34,9 +34,9 @@ POWER = 0.75  # of the degree, for the odds to be a negative
 _BLOCKS = 8  # blocks whose arcs one thread takes at a time
 _NODES = 1 << 12  # rows that are written at a time
 _PAIR = 48  # bytes that a pair of a window takes: as found, packed, and dealt to lanes
-_ODDS = 44  # bytes that a node takes of which negatives are drawn
+_ODDS = 24  # bytes that a node takes of which negatives are drawn, with what is made anew when others join
 
-Odds = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes, the sums of their odds, and the guide to these
+Odds = tuple[np.ndarray, np.ndarray, np.ndarray]  # blocks, the sums of their nodes' odds, and the guide to these
 
 
 class NodeEmbedding(Estimator):
@@ -67,7 +67,7 @@ class NodeEmbedding(Estimator):
     learning_rate : float, optional
         Of row-wise Adagrad; by default 0.02 with edges and 0.1 with walks.
     batch_size : int, default 1024
-        Pairs of a step.
+        Pairs of a step: a quarter of them in each of the four lanes (see Notes).
     memory_limit : int, str or "auto", default "auto"
         Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
         what is available. The adjacency that the caller holds is the caller's.
@@ -96,9 +96,11 @@ class NodeEmbedding(Estimator):
 
     Notes
     -----
-    The blocks of the table are dealt anew to chunks in every epoch; a thirteenth of them stays in memory while the
+    The blocks of the table are dealt anew to chunks in every epoch; a eleventh of them stays in memory while the
     others come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order.
-    Negatives are drawn from the thirteenth, by groups of 16 pairs, so that none has to be read for its own sake. A pair
+    For that both are cut into four lanes: each lane of the chunk meets a lane of what is there, all four at the same
+    time, then the next one. Negatives are drawn from the lane, by groups of 16 pairs, so that none has to be read for
+    its own sake. A pair
     of a walk is taken where its start comes by and its other node is there, which in a random deal is one half of
     them. Arcs count alike, whatever their weights.
 
@@ -169,8 +171,7 @@ class NodeEmbedding(Estimator):
             plan.check()
             log.info("%s", plan)
             folder = self._claimed(seed, adjacency)
-            spare = plan.left("train") + plan.stages["train"]["window of the table"]
-            with self._table(folder, n, seed, spare) as table:
+            with self._table(folder, n, seed, _window(plan)) as table:
                 self._train(table, adjacency, seed)
                 path = folder / "embedding.npy"
                 self._write(table, n, path)
@@ -240,15 +241,15 @@ class NodeEmbedding(Estimator):
         else:
             nodes = -(-n_blocks // chunks) << (bits - 1)
             pairs = min(nodes, n) * self.walk_length
-        batch = min(self.batch_size, max(pairs, 1))
+        batch = min(-(-self.batch_size // LANES), max(pairs, 1))
         places = 2 * batch + -(-batch // GROUP) * self.n_negatives
+        window = {"window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits))}
         return MemoryPlan(resolve_limit(self.memory_limit), {"train": {
-            "window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits)),
+            **window,
             "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
             "odds of the negatives": _ODDS * (group_size(chunks) + 1) * -(-n // chunks),
             "minibatches": LANES * (places * (4 * d + 32) + batch * (4 * self.n_negatives + 12)),
-            "rows to write": 2 * 4 * d * min(_NODES, n),
-        }})
+        }, "write": {**window, "rows to write": 2 * 4 * d * min(_NODES, n)}})
 
     def _claimed(self, seed: int, adjacency) -> Path:
         if self.folder is None:
@@ -300,12 +301,17 @@ class NodeEmbedding(Estimator):
         FeatureStorage.from_blocks(path, (n, self.n_components), blocks, overwrite=True).close()
 
 
+def _window(plan: MemoryPlan) -> int:
+    """Bytes that a plan leaves for the window of the table."""
+    return plan.stages["train"]["window of the table"] + min(map(plan.left, plan.stages))
+
+
 class _Pairs:
     """Pairs of nodes window by window, and the steps on them."""
 
     def __init__(self, adjacency, table: EmbeddingTable, model: NodeEmbedding, seed: int):
         self.adjacency, self.table, self.model, self.seed = adjacency, table, model, seed
-        self.n = adjacency.shape[0]
+        self.n, self.indptr = adjacency.shape[0], adjacency.indptr
         self.bits = table.block_rows.bit_length() - model._vectors  # a block's nodes are 2 ** bits
         if model.method == "walks":
             self.walker = RandomWalks(adjacency, model.walk_length, seed=derive(seed, "walks"))
@@ -369,20 +375,19 @@ class _Pairs:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
         return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
 
-    def _odds(self, blocks: np.ndarray, before: list[Odds] | None) -> list[Odds]:
-        """Of each lane the nodes of which negatives are drawn, those of some blocks added, and the sums of their odds."""
-        lanes = []
-        for lane in range(LANES):
-            nodes, sums = self._nodes(blocks[lane::LANES]), np.empty(0)
-            odds = (self.adjacency.indptr[nodes + 1] - self.adjacency.indptr[nodes]) ** POWER
-            odds[:1] += 1e-9  # never 0 in all, where there are no arcs
-            if before:
-                nodes, odds = np.concatenate([before[lane][0], nodes]), np.concatenate([before[lane][1][-1:], odds])
-                sums = before[lane][1][:-1]
+    def _odds(self, blocks: np.ndarray, lanes: list[Odds] | None = None) -> list[Odds]:
+        """For each lane what negatives are drawn from, its share of some blocks added."""
+        lanes = [(blocks[:0], np.empty(0), np.empty(0, np.int32))] * LANES if lanes is None else lanes
+        for lane, (before, sums, guide) in enumerate(lanes):
+            more = blocks[lane::LANES]
+            first = np.minimum((more[:, None] << self.bits) + np.arange(1 << self.bits), self.n)
+            last = np.minimum(first + 1, self.n)  # places beyond the last node have no odds
+            odds = ((self.indptr[last] - self.indptr[first]) ** POWER).reshape(-1)
+            odds[:1] += 1e-9 + sums[-1:].sum()  # never 0 in all, where there are no arcs
             sums = np.concatenate([sums, np.cumsum(odds)])
             guide = np.empty(len(sums), np.int32)
             kernels.guide(sums, guide)
-            lanes.append((nodes, sums, guide))
+            lanes[lane] = np.concatenate([before, more]), sums, guide
         return lanes
 
     def _drawn(self, order: EpochWindows, window: Window, epoch: int):
@@ -425,7 +430,7 @@ class _Lane:
     """Steps on pairs, one after the other, on rows that no other lane has at the time."""
 
     def __init__(self, table: EmbeddingTable, model: NodeEmbedding):
-        batch, k, d = model.batch_size, model.n_negatives, model.n_components
+        batch, k, d = -(-model.batch_size // LANES), model.n_negatives, model.n_components
         places = 2 * batch + -(-batch // GROUP) * k
         self._table, self._vectors = table, model._vectors
         self._scratch = np.empty((4, places + 1), np.int64)

@@ -6,7 +6,7 @@ import numpy as np
 from gnncy._random import stream
 
 CHUNKS = 192  # at most
-GROUPS = 13  # so a thirteenth of the table stays in memory while the rest passes by
+GROUPS = 11  # so an eleventh of the table stays in memory while the rest passes by
 LANES = 4  # parts of a chunk, of which each meets another one at the same time
 CHUNK_ROWS = 2048  # at least, so that a window of a small table is worth its turn
 

@@ -144,19 +144,20 @@ def gradient(Py_ssize_t start, Py_ssize_t stop, const floating[:, ::1] records, 
         descent(start, stop, records, &places[0], places.shape[0], factor.shape[0], group, factor, loss, grad)
 
 
-def train(const int64_t[::1] u, const int64_t[::1] v, int vectors, const int64_t[::1] nodes,
+def train(const int64_t[::1] u, const int64_t[::1] v, int vectors, const int64_t[::1] blocks,
           const double[::1] cumulative, const int32_t[::1] guide, uint64_t key, Py_ssize_t group,
           const int64_t[::1] slot_of, int bits, int32_t[::1] mark, int64_t[:, ::1] scratch, double[::1] loss,
           floating[:, ::1] factor, floating[:, ::1] grad, floating lr, floating eps, floating[:, ::1] records):
     """Steps of row-wise Adagrad on pairs of nodes in order, as many a step as ``loss`` has places; returns the loss.
 
-    A node has ``vectors`` rows, the last as a context. Negatives are ``nodes``, by lots that the key names and the sums of
-    their odds. Where rows lie is as for ``tables.locate``; ``mark`` and what ``scratch`` holds, as wide as ``grad`` is
-    long and one more, as for ``tables.group``.
+    A node has ``vectors`` rows, of which the last is its context. Negatives are the nodes of ``blocks``, by lots that the
+    key names and the sums of their odds. Where rows lie is as for ``tables.locate``; ``mark`` and what ``scratch`` holds,
+    a place more than ``grad`` is long, as for ``tables.group``.
     """
     cdef Py_ssize_t step, first, e, m, n, count, groups, negatives = factor.shape[1] - 1
     cdef Py_ssize_t pairs = u.shape[0], batch = loss.shape[0]
     cdef int other = vectors - 1
+    cdef int64_t i, mask = (<int64_t>1 << bits) - 1
     cdef int64_t *where = &scratch[0, 0]
     cdef int64_t *distinct = &scratch[1, 0]
     cdef int64_t *begin = &scratch[2, 0]
@@ -173,7 +174,8 @@ def train(const int64_t[::1] u, const int64_t[::1] v, int vectors, const int64_t
                 where[m + e] = place(v[first + e] * vectors + other, slot_of, bits)
             for e in range(groups * negatives):
                 lot = (mix64(key + <uint64_t>e) >> 11) * UNIT
-                where[2 * m + e] = place(nodes[drawn(lot, cumulative, guide)] * vectors + other, slot_of, bits)
+                i = drawn(lot, cumulative, guide) * vectors + other
+                where[2 * m + e] = (slot_of[blocks[i >> bits]] << bits) | (i & mask)
             key = mix64(key)
             descent(0, groups, records, where, n, m, group, factor, loss, grad)
             for e in range(m):
