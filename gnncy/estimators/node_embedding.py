@@ -96,7 +96,7 @@ class NodeEmbedding(Estimator):
 
     Notes
     -----
-    The blocks of the table are dealt anew to chunks in every epoch; a eleventh of them stays in memory while the
+    The blocks of the table are dealt anew to chunks in every epoch; a twelfth of them stays in memory while the
     others come by, chunk by chunk, and the pairs of a chunk with what is there are trained on in random order.
     For that both are cut into four lanes: each lane of the chunk meets a lane of what is there, all four at the same
     time, then the next one. Negatives are drawn from the lane, by groups of 16 pairs, so that none has to be read for

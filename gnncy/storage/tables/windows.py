@@ -6,8 +6,9 @@ import numpy as np
 from gnncy._random import stream
 
 CHUNKS = 192  # at most
-GROUPS = 11  # so an eleventh of the table stays in memory while the rest passes by
+GROUPS = 12  # so a twelfth of the table stays in memory while the rest passes by
 LANES = 4  # parts of a chunk, of which each meets another one at the same time
+RUN_ROWS = 1024  # at least, that stay together, so that they are read at once
 CHUNK_ROWS = 2048  # at least, so that a window of a small table is worth its turn
 
 
@@ -28,7 +29,7 @@ class Window:
 class EpochWindows:
     """The windows of one epoch, in each of which one chunk of blocks comes into memory.
 
-    The blocks are dealt anew to chunks, and these to groups. A group is built up chunk by chunk, each meeting those
+    Runs of neighbouring blocks are dealt anew to chunks, and these to groups. A group is built up chunk by chunk, each meeting those
     that are there; then every chunk of the later groups comes by and meets the group. So each pair of blocks meets
     once, and with g groups the table is read (g + 1) / 2 times. The order does not depend on memory: where there is
     more of it, more blocks are still there when their turn comes.
@@ -41,8 +42,11 @@ class EpochWindows:
     """
 
     def __init__(self, n_blocks: int, block_rows: int, seed: int, epoch: int):
-        dealt = stream(seed, "chunks", epoch).permutation(n_blocks)
-        self.chunks = [np.sort(part) for part in np.array_split(dealt, chunk_count(n_blocks, block_rows))]
+        run = run_blocks(block_rows)
+        dealt = stream(seed, "chunks", epoch).permutation(-(-n_blocks // run))
+        self.chunks = [(np.sort(part)[:, None] * run + np.arange(run)).reshape(-1)
+                       for part in np.array_split(dealt, chunk_count(n_blocks, block_rows))]
+        self.chunks = [blocks[blocks < n_blocks] for blocks in self.chunks]
         self.chunk_of = np.empty(n_blocks, np.int32)
         self.lane_of = np.empty(n_blocks, np.uint8)
         for c, blocks in enumerate(self.chunks):
@@ -79,9 +83,16 @@ class EpochWindows:
         return uses[k] if k < len(uses) else len(self.windows)
 
 
+def run_blocks(block_rows: int) -> int:
+    """Blocks of a run."""
+    return -(-RUN_ROWS // block_rows)
+
+
 def chunk_count(n_blocks: int, block_rows: int) -> int:
     """Chunks of a table."""
-    return max(1, min(CHUNKS, n_blocks, n_blocks * block_rows // CHUNK_ROWS))
+    runs = -(-n_blocks // run_blocks(block_rows))
+    most = max(1, min(CHUNKS, runs, n_blocks * block_rows // CHUNK_ROWS))
+    return -(-runs // -(-runs // most))  # as few as take the same runs each
 
 
 def group_size(n_chunks: int) -> int:
@@ -91,5 +102,5 @@ def group_size(n_chunks: int) -> int:
 
 def blocks_needed(n_blocks: int, block_rows: int) -> int:
     """Blocks in memory with which a window and the next chunk fit."""
-    count = chunk_count(n_blocks, block_rows)
-    return min(n_blocks, (group_size(count) + 2) * -(-n_blocks // count))
+    count, run = chunk_count(n_blocks, block_rows), run_blocks(block_rows)
+    return min(n_blocks, (group_size(count) + 2) * -(-n_blocks // (run * count)) * run)
