@@ -283,6 +283,24 @@ class GraphStorage:
         for start, starts in self._arrays.blocks(check_int(chunk_arcs, "chunk_arcs", 1)):
             yield start, self._rows(starts)
 
+    def read_spans(self, first: np.ndarray, degree: np.ndarray) -> np.ndarray:
+        """Ends of the arcs ``first[k] .. first[k] + degree[k] - 1``, span by span.
+
+        Parameters
+        ----------
+        first, degree : array of int64
+            Spans that ascend, as :meth:`spans` tells of ascending nodes, or of several nodes as one.
+
+        Returns
+        -------
+        ndarray of int
+        """
+        file, some = self._layout.files["indices"], degree > 0
+        place, size = np.cumsum(degree) - degree, file.dtype.itemsize
+        out = np.empty(int(degree.sum()), file.dtype)
+        self._file("indices").gather(first[some] * size + file.offset, degree[some] * size, place[some] * size, out)
+        return self._checked(out)
+
     def read_arcs(self, arcs) -> np.ndarray:
         """Ends of arcs.
 
