@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 import weakref
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,11 @@ from gnncy.errors import GraphFormatError
 from gnncy.estimators.base import Estimator
 from gnncy.estimators.graph_encoder import GraphEncoder, _as_array, _checksum, _claim
 from gnncy.graph import RandomWalks, as_csr, undirected
-from gnncy.storage import FeatureStorage
+from gnncy.storage import FeatureStorage, GraphStorage
+from gnncy.storage._blocks import ahead
 from gnncy.storage.tables import EmbeddingTable
 from gnncy.storage.tables.table import EPS
-from gnncy.storage.tables.windows import LANES, EpochWindows, Window, blocks_needed, chunk_count, group_size
+from gnncy.storage.tables.windows import LANES, EpochWindows, Window, blocks_needed, chunk_blocks, chunk_count, group_size
 from gnncy.training import MemoryPlan, resolve_limit
 
 log = logging.getLogger("gnncy")
@@ -32,6 +34,8 @@ GROUP = 16  # pairs that share their negatives
 RATES = {"edges": 0.02, "walks": 0.1}
 POWER = 0.75  # of the degree, for the odds to be a negative
 _BLOCKS = 8  # blocks whose arcs one thread takes at a time
+_LOOK = 1 << 17  # arcs that are looked over at a time
+_LOOKED = 32  # bytes that one of them takes
 _NODES = 1 << 12  # rows that are written at a time
 _PAIR = 48  # bytes that a pair of a window takes: as found, packed, and dealt to lanes
 _ODDS = 24  # bytes that a node takes of which negatives are drawn, with what is made anew when others join
@@ -149,8 +153,10 @@ class NodeEmbedding(Estimator):
 
         Parameters
         ----------
-        X : sparse array or matrix, shape (n, n)
-            The adjacency. ``"edges"`` takes an arc in either direction for an edge, ``"walks"`` go along the arcs.
+        X : sparse array or matrix, shape (n, n), or GraphStorage
+            The adjacency. ``"edges"`` takes an arc in either direction for an edge, ``"walks"`` go along the arcs. Of a
+            :class:`~gnncy.storage.GraphStorage` the arcs of a chunk are read while the one before is trained on, to the
+            same bits as in memory; its edges must be stored in both directions, and walks are not for it.
         y : ignored
 
         Raises
@@ -170,7 +176,7 @@ class NodeEmbedding(Estimator):
             self.plan_ = plan = self._plan(adjacency, seed)
             plan.check()
             log.info("%s", plan)
-            folder = self._claimed(seed, adjacency)
+            folder = self._claimed(seed, adjacency, self._looked_over(adjacency))
             with self._table(folder, n, seed, _window(plan)) as table:
                 self._train(table, adjacency, seed)
                 path = folder / "embedding.npy"
@@ -215,6 +221,8 @@ class NodeEmbedding(Estimator):
         return 2 if self.method == "walks" else 1
 
     def _adjacency(self, X):
+        if isinstance(X, GraphStorage):
+            return self._stored(X)
         adjacency = as_csr(X if issparse(X) else check_array(X, "X"), name="X")
         n = adjacency.shape[0]
         if n < 2:
@@ -226,32 +234,64 @@ class NodeEmbedding(Estimator):
             return undirected(adjacency)
         return adjacency
 
+    def _stored(self, graph: GraphStorage) -> GraphStorage:
+        if self.method == "walks":
+            raise ValueError("method='walks' goes from arc to arc, which are in memory for it: give graph.to_csr(), or "
+                             "take method='edges'")
+        if graph.n_nodes < 2:
+            raise GraphFormatError(f"X must have at least 2 nodes to train on, got {graph.n_nodes}")
+        return graph
+
+    def _looked_over(self, graph) -> int | None:
+        """Go once over arcs on disk: each must have its reverse, and no weight be negative. A checksum of them."""
+        if not isinstance(graph, GraphStorage):
+            return None
+        balance, checksum = 0, zlib.crc32(graph.load_indptr().data.cast("B"))
+        for first, rows in graph.iter_rows(_LOOK):
+            checksum = zlib.crc32(rows.indices.data.cast("B"), checksum)
+            balance += kernels.balance(rows.indptr, rows.indices, 0, rows.shape[0], first)
+            if rows.nnz and rows.data.min() < 0:
+                raise GraphFormatError(f"Negative values in data passed to {type(self).__name__}: {graph.path} has "
+                                       f"weights down to {rows.data.min():g}")
+        if balance % 2**64:
+            raise GraphFormatError(f"{graph.path} has arcs without a reverse, and method='edges' needs both: store it by "
+                                   f"GraphStorage.from_edges(..., directed=False)")
+        return checksum
+
     def _plan(self, adjacency, seed: int) -> MemoryPlan:
         n, d = adjacency.shape[0], self.n_components
         rows = n * self._vectors
         bits, block_bytes = EmbeddingTable.layout(d)
-        n_blocks = -(-rows >> bits)
+        n_blocks, stored = -(-rows >> bits), isinstance(adjacency, GraphStorage)
         chunks = chunk_count(n_blocks, 1 << bits)
+        nodes = min(chunk_blocks(n_blocks, 1 << bits) * (1 << bits) // self._vectors, n)  # of a chunk
         pairs = 0
         if self.method == "edges":
-            arcs = np.diff(adjacency.indptr[np.minimum(np.arange(n_blocks + 1) << bits, n)])
+            indptr = adjacency.load_indptr() if stored else adjacency.indptr
+            arcs = np.diff(indptr[np.minimum(np.arange(n_blocks + 1) << bits, n)])
             for epoch in range(self.epochs):
                 dealt = EpochWindows(n_blocks, 1 << bits, seed, epoch).chunks
                 pairs = max(pairs, *(int(arcs[blocks].sum()) for blocks in dealt))
         else:
-            nodes = -(-n_blocks // chunks) << (bits - 1)
-            pairs = min(nodes, n) * self.walk_length
+            pairs = nodes * self.walk_length
         batch = min(-(-self.batch_size // LANES), max(pairs, 1))
         places = 2 * batch + -(-batch // GROUP) * self.n_negatives
         window = {"window of the table": blocks_needed(n_blocks, 1 << bits) * (block_bytes + (4 << bits))}
-        return MemoryPlan(resolve_limit(self.memory_limit), {"train": {
-            **window,
-            "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
-            "odds of the negatives": _ODDS * (group_size(chunks) + 1) * -(-n // chunks),
-            "minibatches": LANES * (places * (4 * d + 32) + batch * (4 * self.n_negatives + 12)),
-        }, "write": {**window, "rows to write": 2 * 4 * d * min(_NODES, n)}})
+        stages = {
+            "train": {
+                **window,
+                "pairs of a window": _PAIR * pairs + (8 * pairs if self.method == "walks" else 0),
+                "odds of the negatives": _ODDS * (group_size(chunks) + 1) * nodes,
+                "minibatches": LANES * (places * (4 * d + 32) + batch * (4 * self.n_negatives + 12))},
+            "write": {**window, "rows to write": 2 * 4 * d * min(_NODES, n)}}
+        if stored:
+            stages["train"]["arcs of two windows"] = 2 * pairs * adjacency.width("indices")
+            stages["look over"] = {"arcs": _LOOKED * max(_LOOK, adjacency.longest_list())}
+            for parts in stages.values():
+                parts["row starts"] = adjacency.indptr_nbytes
+        return MemoryPlan(resolve_limit(self.memory_limit), stages)
 
-    def _claimed(self, seed: int, adjacency) -> Path:
+    def _claimed(self, seed: int, adjacency, checksum: int | None) -> Path:
         if self.folder is None:
             folder = Path(tempfile.mkdtemp(prefix="gnncy-"))
             self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -260,7 +300,7 @@ class NodeEmbedding(Estimator):
         folder.mkdir(parents=True, exist_ok=True)
         free = {"memory_limit", "n_jobs", "direct", "verbose", "folder", "random_state"}
         run = {"parameters": {k: v for k, v in self.get_params().items() if k not in free}, "seed": seed,
-               "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz), "adjacency": _checksum(adjacency)}
+               "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz), "adjacency": _checksum(adjacency) if checksum is None else checksum}
         _claim(folder, json.loads(json.dumps(run)))
         _files.remove_temporaries(folder)
         return folder
@@ -303,7 +343,7 @@ class NodeEmbedding(Estimator):
 
 def _window(plan: MemoryPlan) -> int:
     """Bytes that a plan leaves for the window of the table."""
-    return plan.stages["train"]["window of the table"] + min(map(plan.left, plan.stages))
+    return plan.stages["train"]["window of the table"] + min(plan.left("train"), plan.left("write"))
 
 
 class _Pairs:
@@ -311,7 +351,8 @@ class _Pairs:
 
     def __init__(self, adjacency, table: EmbeddingTable, model: NodeEmbedding, seed: int):
         self.adjacency, self.table, self.model, self.seed = adjacency, table, model, seed
-        self.n, self.indptr = adjacency.shape[0], adjacency.indptr
+        self.n, self.stored = adjacency.shape[0], isinstance(adjacency, GraphStorage)
+        self.indptr = adjacency.load_indptr() if self.stored else adjacency.indptr
         self.bits = table.block_rows.bit_length() - model._vectors  # a block's nodes are 2 ** bits
         if model.method == "walks":
             self.walker = RandomWalks(adjacency, model.walk_length, seed=derive(seed, "walks"))
@@ -327,12 +368,13 @@ class _Pairs:
             table.expect(blocks, order.due(chunk, -1))
         total, count = 0.0, 0
         odds: list[Odds] = []
-        for t, window in enumerate(order.windows):
+        reads = ahead(lambda t: self._ends(order.chunks[order.windows[t].chunk]), len(order), int(self.stored))
+        for t, (window, ends) in enumerate(zip(order.windows, reads, strict=True)):
             if not table.resident:
                 self._bring(order, t)
             if window.own:
                 odds = self._odds(order.chunks[window.chunk], odds if window.held else None)
-            for part, (u, v) in enumerate(self._drawn(order, window, epoch)):
+            for part, (u, v) in enumerate(self._drawn(order, window, epoch, ends)):
                 total += self.meet(u, v, order.lane_of, odds, window.own, derive(self.seed, "pairs", epoch, t, part))
                 count += len(u)
             table.changed(order.blocks(t), 1)
@@ -390,7 +432,7 @@ class _Pairs:
             lanes[lane] = np.concatenate([before, more]), sums, guide
         return lanes
 
-    def _drawn(self, order: EpochWindows, window: Window, epoch: int):
+    def _drawn(self, order: EpochWindows, window: Window, epoch: int, ends):
         """The pairs of the chunk's nodes with nodes that are there, in parts."""
         blocks = order.chunks[window.chunk]
         there = np.zeros(len(order.chunks), np.uint8)
@@ -398,7 +440,7 @@ class _Pairs:
         chunk = window.chunk if window.own else -1
         key = derive(self.seed, "lot", epoch)
         if self.model.method == "edges":
-            yield self._arcs(blocks, order.chunk_of, there, chunk, key)
+            yield self._arcs(blocks, ends, order.chunk_of, there, chunk, key)
             return
         nodes = self._nodes(blocks)
         for draw in range(self.model.n_walks):
@@ -407,18 +449,30 @@ class _Pairs:
             count = kernels.walk_pairs(walks, order.chunk_of, there, self.bits, chunk, key + draw, u, v)
             yield u[:count], v[:count]
 
-    def _arcs(self, blocks, chunk_of, there, chunk, key):
-        indptr, indices = self.adjacency.indptr, self.adjacency.indices
+    def _spans(self, blocks: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Of blocks the first node and the one after the last, and the first arc and their number."""
         first = blocks << self.bits
         last = np.minimum(first + (1 << self.bits), self.n)
-        arcs = np.concatenate([[0], np.cumsum(indptr[last] - indptr[first], dtype=np.int64)])
+        arc = self.indptr[first].astype(np.int64)
+        return first, last, arc, self.indptr[last] - arc
+
+    def _ends(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the arcs of blocks end, and where those of each block begin therein."""
+        _, _, arc, arcs = self._spans(blocks)
+        if not self.stored:
+            return self.adjacency.indices, arc
+        return self.adjacency.read_spans(arc, arcs).astype(self.indptr.dtype, copy=False), np.cumsum(arcs) - arcs
+
+    def _arcs(self, blocks, ends, chunk_of, there, chunk, key):
+        first, last, _, arcs = self._spans(blocks)
+        arcs = np.concatenate([[0], np.cumsum(arcs)])
         u, v = np.empty((2, arcs[-1]), np.int64)
         found: dict[int, slice] = {}
 
         def piece(start, stop):
             some = slice(arcs[start], arcs[stop])
-            count = kernels.arc_pairs(indptr, indices, start, stop, first, last, chunk_of, there, self.bits, chunk, key,
-                                      u[some], v[some])
+            count = kernels.arc_pairs(self.indptr, ends[0], start, stop, first, last, ends[1], chunk_of, there,
+                                      self.bits, chunk, key, u[some], v[some])
             found[start] = slice(arcs[start], arcs[start] + count)
 
         run_pieces(piece, len(blocks), _BLOCKS)

@@ -16,6 +16,7 @@ from gnncy._kernels.storage import tables as kernels
 from gnncy.errors import GraphFormatError, MemoryLimitError, NotFittedError, StorageError
 from gnncy.estimators import NodeEmbedding
 from gnncy.graph import RandomWalks
+from gnncy.storage import GraphStorage
 from gnncy.storage.tables import EmbeddingTable
 
 METHODS = ("edges", "walks")
@@ -47,6 +48,38 @@ def test_same_bits_at_any_memory_and_threads(graph, method, tmp_path):
         np.testing.assert_array_equal(table.gather([0, 7 * table.n_rows // 12_000])[1], model.embedding_[7])
     with pytest.raises(MemoryLimitError, match="raise memory_limit to"):
         small(method, memory_limit=least - 1_000_000).fit(graph.adjacency)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_arcs_on_disk_give_the_same_bits(graph, tmp_path, direct):
+    want = small("edges").fit(graph.adjacency)
+    GraphStorage.create(tmp_path / "graph", graph.adjacency).close()
+    with GraphStorage(tmp_path / "graph", direct=direct) as stored:
+        least = small("edges").estimate(stored).needed
+        before = stored.stats.snapshot()
+        for options in {}, {"memory_limit": least, "n_jobs": 2, "folder": tmp_path / "run"}:
+            model = small("edges", **options).fit(stored)
+            np.testing.assert_array_equal(model.embedding_, want.embedding_)
+            assert [h["loss"] for h in model.history_] == [h["loss"] for h in want.history_]
+        assert (stored.stats.snapshot() - before).bytes_read > 4 * graph.adjacency.nnz
+        with pytest.raises(ValueError, match="to_csr"):
+            small("walks").fit(stored)
+    with pytest.raises(ValueError, match="closed"):
+        small("edges").fit(stored)
+
+
+def test_arcs_on_disk_that_lead_one_way(tmp_path):
+    for name, edges in ("one", [[0, 1], [1, 2]]), ("weighted", [[0, 1], [1, 0]]):
+        weights = [-1.0, -1.0]
+        piece = (np.array(edges)[:, 0], np.array(edges)[:, 1]) + ((weights,) if name == "weighted" else ())
+        GraphStorage.from_edges(tmp_path / name, iter([piece]), 3, directed=True).close()
+    with GraphStorage(tmp_path / "one") as graph, pytest.raises(GraphFormatError, match="directed=False"):
+        small("edges").fit(graph)
+    with GraphStorage(tmp_path / "weighted") as graph, pytest.raises(GraphFormatError, match="weights down to -1"):
+        small("edges").fit(graph)
+    GraphStorage.create(tmp_path / "lone", np.zeros((1, 1))).close()
+    with GraphStorage(tmp_path / "lone") as graph, pytest.raises(GraphFormatError, match="at least 2 nodes"):
+        small("edges").fit(graph)
 
 
 CHILD = """

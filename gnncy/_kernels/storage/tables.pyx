@@ -44,23 +44,24 @@ cdef inline bint kept(int64_t u, int64_t v, const int32_t[::1] chunk_of, const u
     return u != v and (mix64(key ^ mix64(min(u, v)) ^ max(u, v)) & 1) == (u < v)
 
 
-def arc_pairs(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop,
-              const int64_t[::1] first, const int64_t[::1] last, const int32_t[::1] chunk_of, const uint8_t[::1] held,
-              int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
+def arc_pairs(const index[::1] indptr, const index[::1] ends, Py_ssize_t start, Py_ssize_t stop,
+              const int64_t[::1] first, const int64_t[::1] last, const int64_t[::1] place, const int32_t[::1] chunk_of,
+              const uint8_t[::1] held, int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
     """Write the pairs of the arcs of the nodes first[k]..last[k], for k in start..stop; returns their number.
 
-    The nodes are those of ``chunk`` (-1: it does not meet itself). A pair of two chunks is taken where the other one
-    is held; of the two arcs of a pair within the chunk, one.
+    The ends of their arcs begin at ``ends[place[k]]``. The nodes are those of ``chunk`` (-1: it does not meet itself). A
+    pair of two chunks is taken where the other one is held; of the two arcs of a pair within the chunk, one.
     """
     cdef Py_ssize_t k, count = 0
-    cdef int64_t node, a
+    cdef int64_t node, a, shift
     with nogil:
         for k in range(start, stop):
+            shift = place[k] - <int64_t>indptr[first[k]]
             for node in range(first[k], last[k]):
-                for a in range(indptr[node], indptr[node + 1]):
+                for a in range(indptr[node] + shift, indptr[node + 1] + shift):
                     u[count] = node
-                    v[count] = indices[a]
-                    count += kept(node, indices[a], chunk_of, held, bits, chunk, key)
+                    v[count] = ends[a]
+                    count += kept(node, ends[a], chunk_of, held, bits, chunk, key)
     return count
 
 
@@ -131,8 +132,8 @@ def draw(const double[::1] cumulative, const int32_t[::1] guide, const double[::
             out[i] = drawn(lots[i], cumulative, guide)
 
 
-def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop):
-    """A sum over the arcs of the nodes start..stop that is 0 over all of them if each has its reverse.
+def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop, int64_t first=0):
+    """A sum over the arcs of the rows start..stop, nodes from ``first`` on, that is 0 over all if each has its reverse.
 
     If not, it is 0 with odds of 2**-64.
     """
@@ -141,5 +142,5 @@ def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start,
     with nogil:
         for node in range(start, stop):
             for a in range(indptr[node], indptr[node + 1]):
-                total += mix64(mix64(node) ^ <uint64_t>indices[a]) - mix64(mix64(indices[a]) ^ <uint64_t>node)
+                total += mix64(mix64(node + first) ^ <uint64_t>indices[a]) - mix64(mix64(indices[a]) ^ <uint64_t>(node + first))
     return total

@@ -100,7 +100,13 @@ def group_size(n_chunks: int) -> int:
     return -(-n_chunks // GROUPS)
 
 
+def chunk_blocks(n_blocks: int, block_rows: int) -> int:
+    """Blocks of a chunk, at most."""
+    run = run_blocks(block_rows)
+    return min(n_blocks, -(-n_blocks // (run * chunk_count(n_blocks, block_rows))) * run)
+
+
 def blocks_needed(n_blocks: int, block_rows: int) -> int:
     """Blocks in memory with which a window and the next chunk fit."""
-    count, run = chunk_count(n_blocks, block_rows), run_blocks(block_rows)
-    return min(n_blocks, (group_size(count) + 2) * -(-n_blocks // (run * count)) * run)
+    chunks = group_size(chunk_count(n_blocks, block_rows)) + 2
+    return min(n_blocks, chunks * chunk_blocks(n_blocks, block_rows))
