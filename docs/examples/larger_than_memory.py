@@ -4,8 +4,8 @@
 
 writes an R-MAT graph to FOLDER, within the limit; trains a GraphSAGE classifier for an epoch on sampled neighbourhoods,
 arcs and features on disk; scores all nodes, layer by layer; and learns a table of embeddings from the arcs alone. Each
-step says what it took. The last two steps map the arcs from their files: those pages belong to the system, which takes
-them back when it needs them, but they count in the peaks that are printed.
+step says what it took. The scores map the arcs from their files: those pages belong to the system, which takes them
+back when it needs them, but they count in the peak that is printed.
 """
 import argparse
 import os
@@ -90,8 +90,9 @@ def main(arguments=None) -> dict:
     steps.done(f"scores of all nodes, {accuracy:.3f} of the test nodes right")
 
     # A table of embeddings, learned from the arcs alone, and its optimizer's state.
-    table = NodeEmbedding(options.columns, epochs=1, memory_limit=limit, folder=folder / "table", n_jobs=threads,
-                          random_state=0).fit(data.adjacency)
+    with GraphStorage(folder) as graph:
+        table = NodeEmbedding(options.columns, epochs=1, memory_limit=limit, folder=folder / "table", n_jobs=threads,
+                              random_state=0).fit(graph)
     record = table.history_[-1]
     print(f"table of {_memory.format_bytes(folder_bytes(folder / 'table', 'table.npy'))}: {record['pairs']} pairs at "
           f"{record['pairs'] / record['seconds']:.0f} a second", flush=True)

@@ -6,6 +6,7 @@ import tempfile
 import time
 import weakref
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -285,7 +286,7 @@ class NodeEmbedding(Estimator):
                 "minibatches": LANES * (places * (4 * d + 32) + batch * (4 * self.n_negatives + 12))},
             "write": {**window, "rows to write": 2 * 4 * d * min(_NODES, n)}}
         if stored:
-            stages["train"]["arcs of two windows"] = 2 * pairs * adjacency.width("indices")
+            stages["train"]["arcs of two windows"] = 2 * pairs * adjacency.ends_dtype.itemsize
             stages["look over"] = {"arcs": _LOOKED * max(_LOOK, adjacency.longest_list())}
             for parts in stages.values():
                 parts["row starts"] = adjacency.indptr_nbytes
@@ -368,8 +369,7 @@ class _Pairs:
             table.expect(blocks, order.due(chunk, -1))
         total, count = 0.0, 0
         odds: list[Odds] = []
-        reads = ahead(lambda t: self._ends(order.chunks[order.windows[t].chunk]), len(order), int(self.stored))
-        for t, (window, ends) in enumerate(zip(order.windows, reads, strict=True)):
+        for t, (window, ends) in enumerate(zip(order.windows, self._ends(order), strict=True)):
             if not table.resident:
                 self._bring(order, t)
             if window.own:
@@ -456,12 +456,18 @@ class _Pairs:
         arc = self.indptr[first].astype(np.int64)
         return first, last, arc, self.indptr[last] - arc
 
-    def _ends(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the arcs of blocks end, and where those of each block begin therein."""
-        _, _, arc, arcs = self._spans(blocks)
+    def _ends(self, order: EpochWindows) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Where the arcs of each window's chunk end, and where those of each block begin therein."""
         if not self.stored:
-            return self.adjacency.indices, arc
-        return self.adjacency.read_spans(arc, arcs).astype(self.indptr.dtype, copy=False), np.cumsum(arcs) - arcs
+            return ((self.adjacency.indices, self._spans(order.chunks[window.chunk])[2]) for window in order.windows)
+        longest = max(int(self._spans(blocks)[3].sum()) for blocks in order.chunks)
+        memory = np.empty((2, longest), self.adjacency.ends_dtype)
+
+        def read(t):
+            _, _, arc, arcs = self._spans(order.chunks[order.windows[t].chunk])
+            return self.adjacency.read_spans(arc, arcs, memory[t % 2]), np.cumsum(arcs) - arcs
+
+        return ahead(read, len(order), 1)
 
     def _arcs(self, blocks, ends, chunk_of, there, chunk, key):
         first, last, _, arcs = self._spans(blocks)

@@ -11,6 +11,10 @@ ctypedef fused index:
     int32_t
     int64_t
 
+ctypedef fused end:
+    int32_t
+    int64_t
+
 
 def locate(const int64_t[::1] rows, const int64_t[::1] slot_of, int bits, int64_t[::1] places):
     """Write where rows lie: a row's place within its block, in the slot that holds the block."""
@@ -44,7 +48,7 @@ cdef inline bint kept(int64_t u, int64_t v, const int32_t[::1] chunk_of, const u
     return u != v and (mix64(key ^ mix64(min(u, v)) ^ max(u, v)) & 1) == (u < v)
 
 
-def arc_pairs(const index[::1] indptr, const index[::1] ends, Py_ssize_t start, Py_ssize_t stop,
+def arc_pairs(const index[::1] indptr, const end[::1] ends, Py_ssize_t start, Py_ssize_t stop,
               const int64_t[::1] first, const int64_t[::1] last, const int64_t[::1] place, const int32_t[::1] chunk_of,
               const uint8_t[::1] held, int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
     """Write the pairs of the arcs of the nodes first[k]..last[k], for k in start..stop; returns their number.

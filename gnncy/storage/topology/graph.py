@@ -243,6 +243,11 @@ class GraphStorage:
 
     # Arcs
 
+    @property
+    def ends_dtype(self) -> np.dtype:
+        """Of the ends of arcs on disk."""
+        return self._layout.files["indices"].dtype
+
     def neighbors(self, node: int) -> np.ndarray:
         """Ends of a node's arcs, ascending int64."""
         first, degree = self.spans(np.array([check_int(node, "node", 0, self.n_nodes - 1)]))
@@ -283,22 +288,24 @@ class GraphStorage:
         for start, starts in self._arrays.blocks(check_int(chunk_arcs, "chunk_arcs", 1)):
             yield start, self._rows(starts)
 
-    def read_spans(self, first: np.ndarray, degree: np.ndarray) -> np.ndarray:
+    def read_spans(self, first: np.ndarray, degree: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Ends of the arcs ``first[k] .. first[k] + degree[k] - 1``, span by span.
 
         Parameters
         ----------
         first, degree : array of int64
             Spans that ascend, as :meth:`spans` tells of ascending nodes, or of several nodes as one.
+        out : ndarray of ``ends_dtype``, optional
+            Where to; as long or longer.
 
         Returns
         -------
-        ndarray of int
+        ndarray of ``ends_dtype``
         """
-        file, some = self._layout.files["indices"], degree > 0
-        place, size = np.cumsum(degree) - degree, file.dtype.itemsize
-        out = np.empty(int(degree.sum()), file.dtype)
-        self._file("indices").gather(first[some] * size + file.offset, degree[some] * size, place[some] * size, out)
+        some, size, total = degree > 0, self.ends_dtype.itemsize, int(degree.sum())
+        out = np.empty(total, self.ends_dtype) if out is None else out[:total]
+        place, offset = np.cumsum(degree) - degree, self._layout.files["indices"].offset
+        self._file("indices").gather(first[some] * size + offset, degree[some] * size, place[some] * size, out)
         return self._checked(out)
 
     def read_arcs(self, arcs) -> np.ndarray:
