@@ -60,8 +60,8 @@ def row(setting, ours, peer, theirs, unit, asked=None, ratio=None):
 def swapped(graph, folder, capacity, threads):
     """PyTorch-BigGraph's way: two partitions in memory, the edges by pairs of them, each swapped whole before its turn.
 
-    The steps are ours, by the same kernels in the same lanes; negatives come from the second partition. Edges per second
-    of an epoch, and what was moved.
+    The steps are ours, by the same kernels in the same lanes; negatives come from the second partition. Edges per
+    second of an epoch, and what was moved.
     """
     from gnncy.estimators.node_embedding import NodeEmbedding, _Pairs
     from gnncy.storage.tables import EmbeddingTable

@@ -47,7 +47,7 @@ cdef inline Py_ssize_t group_equal(const int64_t* places, Py_ssize_t n, int32_t[
     return found
 
 
-cdef inline int64_t drawn(double lot, const double[::1] cumulative, const int32_t[::1] guide) noexcept nogil:
+cdef inline int64_t position(double lot, const double[::1] cumulative, const int32_t[::1] guide) noexcept nogil:
     """The position that a lot of 0..1 draws, position i with odds cumulative[i] - cumulative[i - 1].
 
     ``guide[k]`` is what the lot k / n draws, with n positions; the search begins there.

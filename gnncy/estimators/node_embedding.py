@@ -26,7 +26,15 @@ from gnncy.storage import FeatureStorage, GraphStorage
 from gnncy.storage._blocks import ahead
 from gnncy.storage.tables import EmbeddingTable
 from gnncy.storage.tables.table import EPS
-from gnncy.storage.tables.windows import LANES, EpochWindows, Window, blocks_needed, chunk_blocks, chunk_count, group_size
+from gnncy.storage.tables.windows import (
+    LANES,
+    EpochWindows,
+    Window,
+    blocks_needed,
+    chunk_blocks,
+    chunk_count,
+    group_size,
+)
 from gnncy.training import MemoryPlan, resolve_limit
 
 log = logging.getLogger("gnncy")
@@ -255,8 +263,8 @@ class NodeEmbedding(Estimator):
                 raise GraphFormatError(f"Negative values in data passed to {type(self).__name__}: {graph.path} has "
                                        f"weights down to {rows.data.min():g}")
         if balance % 2**64:
-            raise GraphFormatError(f"{graph.path} has arcs without a reverse, and method='edges' needs both: store it by "
-                                   f"GraphStorage.from_edges(..., directed=False)")
+            raise GraphFormatError(f"{graph.path} has arcs without a reverse, and method='edges' needs both: store it "
+                                   f"by GraphStorage.from_edges(..., directed=False)")
         return checksum
 
     def _plan(self, adjacency, seed: int) -> MemoryPlan:
@@ -301,7 +309,8 @@ class NodeEmbedding(Estimator):
         folder.mkdir(parents=True, exist_ok=True)
         free = {"memory_limit", "n_jobs", "direct", "verbose", "folder", "random_state"}
         run = {"parameters": {k: v for k, v in self.get_params().items() if k not in free}, "seed": seed,
-               "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz), "adjacency": _checksum(adjacency) if checksum is None else checksum}
+               "nodes": adjacency.shape[0], "arcs": int(adjacency.nnz),
+               "adjacency": _checksum(adjacency) if checksum is None else checksum}
         _claim(folder, json.loads(json.dumps(run)))
         _files.remove_temporaries(folder)
         return folder
@@ -383,8 +392,9 @@ class _Pairs:
     def meet(self, u, v, lane_of, odds: list[Odds], own: bool, key: int) -> float:
         """Train on pairs of nodes by the lanes of their blocks, many lanes at a time; the sum of their losses.
 
-        What is trained on at the same time has no row in common: in a round lane i of the nodes ``u`` meets lane i ^ round
-        of the nodes ``v``, where these may be of the same chunk (``own``) also the other way round.
+        What is trained on at the same time has no row in common: in a turn lane i of the nodes ``u`` meets lane
+        i ^ turn of the nodes ``v``. Where these may be of the same chunk (``own``), the pairs of two lanes are trained
+        on one after the other.
         """
         a, b = np.empty((2, len(u)), np.int64)
         begin = np.empty(LANES * LANES + 1, np.int64)

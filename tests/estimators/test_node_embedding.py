@@ -13,11 +13,13 @@ import scipy.sparse as sp
 import gnncy
 from gnncy import _kernels
 from gnncy._kernels.storage import tables as kernels
+from gnncy._random import mix64
 from gnncy.errors import GraphFormatError, MemoryLimitError, NotFittedError, StorageError
-from gnncy.estimators import NodeEmbedding
+from gnncy.estimators import NodeEmbedding, node_embedding
 from gnncy.graph import RandomWalks
 from gnncy.storage import GraphStorage
 from gnncy.storage.tables import EmbeddingTable
+from gnncy.storage.tables.windows import LANES
 
 METHODS = ("edges", "walks")
 
@@ -28,8 +30,8 @@ def graph():
 
 
 def small(method, **options):
-    return NodeEmbedding(12, **{"method": method, "epochs": 2, "n_walks": 1, "walk_length": 4, "random_state": 0,
-                                "memory_limit": "100MB", **options})
+    return NodeEmbedding(**{"n_components": 12, "method": method, "epochs": 2, "n_walks": 1, "walk_length": 4,
+                            "random_state": 0, "memory_limit": "100MB", **options})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -201,6 +203,104 @@ def test_gradient_of_skip_gram(level, dtype, d, negatives):
         exact = np.empty((len(where), d))
         module.gradient(0, groups, records.astype(float), where, group, np.empty((m, negatives + 1)), losses, exact)
         np.testing.assert_allclose(grad, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", _kernels.AVAILABLE)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("d, vectors, batch", [(1, 1, 3), (7, 2, 16), (8, 1, 100), (17, 2, 8)])
+def test_training_is_gradient_after_gradient(level, dtype, d, vectors, batch):
+    skipgram, steps = _kernels.at_level(level, "skipgram"), _kernels.at_level(level, "records")
+    rng = np.random.default_rng(d)
+    bits, group, negatives, m, key = 3, 4, 5, 41, 2**63 + 5
+    slot_of = rng.permutation(8)  # of 64 rows
+    blocks = np.array([6, 1, 4])
+    u, v = rng.integers(0, 64 // vectors, (2, m))
+    sums = np.cumsum(rng.random(len(blocks) * 8 // vectors))
+    guide = np.empty(len(sums), np.int32)
+    kernels.guide(sums, guide)
+    records = rng.standard_normal((64, d + 2)).astype(dtype)
+    records[:, d] = 0.5
+    want, loss = records.copy(), 0.0
+    lots_key = key
+    for first in range(0, m, batch):
+        a, b = u[first:first + batch], v[first:first + batch]
+        groups = -(-len(a) // group)
+        lots = np.array([(mix64(lots_key + e) >> 11) * 2.0**-53 for e in range(groups * negatives)])
+        lots_key = mix64(lots_key)
+        drawn = np.empty(len(lots), np.int64)
+        kernels.draw(sums, guide, lots, drawn)
+        row = drawn * vectors + vectors - 1
+        rows = np.concatenate([a * vectors, b * vectors + vectors - 1, blocks[row // 8] * 8 + row % 8])
+        where, grad, losses = np.empty(len(rows), np.int64), np.empty((len(rows), d), dtype), np.empty(len(a))
+        kernels.locate(rows, slot_of, bits, where)
+        skipgram.gradient(0, groups, want, where, group, np.empty((len(a), negatives + 1), dtype), losses, grad)
+        distinct, begin, order = np.empty((3, len(rows) + 1), np.int64)
+        count = kernels.group(where, np.full(64, -1, np.int32), distinct, begin, order)
+        steps.rowwise_adagrad(0, count, distinct, order, begin, grad, 0.1, 1e-8, want)
+        loss += losses.sum()
+    places = 2 * batch + -(-batch // group) * negatives
+    mark = np.full(64, -1, np.int32)
+    for array in (u, v, blocks, sums, guide, slot_of):
+        array.flags.writeable = False
+    got = skipgram.train(u, v, vectors, blocks, sums, guide, key, group, slot_of, bits, mark,
+                         np.empty((4, places + 1), np.int64), np.empty(batch), np.empty((batch, negatives + 1), dtype),
+                         np.empty((places, d), dtype), 0.1, 1e-8, records)
+    np.testing.assert_array_equal(records, want)
+    assert got == pytest.approx(loss, rel=1e-12) and (mark == -1).all()
+
+
+def test_pairs_are_dealt_and_shuffled_together():
+    rng = np.random.default_rng(0)
+    u, v = rng.integers(0, 80, (2, 500))
+    lane_of = rng.integers(0, 4, 10).astype(np.uint8)
+    a, b, begin = np.empty(500, np.int64), np.empty(500, np.int64), np.empty(17, np.int64)
+    kernels.deal(u, v, lane_of, 3, 4, begin, a, b)
+    cell = lane_of[u // 8] * 4 + lane_of[v // 8]
+    assert begin.tolist() == [0, *np.cumsum(np.bincount(cell, minlength=16))]
+    by_cell = np.argsort(cell, kind="stable")
+    np.testing.assert_array_equal([a, b], [u[by_cell], v[by_cell]])
+    orders = []
+    for key in (1, 2, 1):
+        x, y = np.arange(500), np.arange(500) + 1000
+        kernels.shuffle(x, y, key)
+        np.testing.assert_array_equal(y, x + 1000)
+        np.testing.assert_array_equal(np.sort(x), np.arange(500))
+        orders.append(x)
+    assert (orders[0] == orders[2]).all() and (orders[0] != orders[1]).mean() > 0.9
+    first = []
+    for key in range(4000):
+        x, y = np.arange(4), np.arange(4)
+        kernels.shuffle(x, y, mix64(key))
+        first.append(x[0])
+    np.testing.assert_allclose(np.bincount(first) / 4000, 0.25, atol=0.03)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, monkeypatch):
+    rounds = []
+    pieces, train = node_embedding.run_pieces, node_embedding._Lane.train
+
+    def watched(work, n, size):
+        rounds.append([])
+        pieces(work, n, size)
+
+    def trained(lane, u, v, odds, key):
+        vectors, bits = lane._vectors, lane._table.block_rows.bit_length() - 1
+        rows = np.concatenate([u * vectors, v * vectors + vectors - 1]) >> bits
+        rounds[-1].append((lane, set(rows.tolist()) | (set(odds[0].tolist()) if len(u) else set())))
+        return train(lane, u, v, odds, key)
+
+    monkeypatch.setattr(node_embedding, "run_pieces", watched)
+    monkeypatch.setattr(node_embedding._Lane, "train", trained)
+    small(method, epochs=1, n_components=128).fit(graph.adjacency)
+    most = 0
+    for meetings in rounds:
+        blocks = {}
+        for lane, some in meetings:
+            blocks.setdefault(lane, set()).update(some)
+        assert len(set().union(*blocks.values())) == sum(map(len, blocks.values()))
+        most = max(most, sum(bool(some) for some in blocks.values()))
+    assert most == LANES
 
 
 def test_large_products_do_not_overflow():

@@ -5,7 +5,7 @@ A block is ``2 ** bits`` rows. Arguments are checked by gnncy.storage.tables and
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from gnncy._kernels._hash cimport below, mix64
-from gnncy._kernels._places cimport drawn, group_equal, place
+from gnncy._kernels._places cimport group_equal, place, position
 
 ctypedef fused index:
     int32_t
@@ -49,18 +49,18 @@ cdef inline bint kept(int64_t u, int64_t v, const int32_t[::1] chunk_of, const u
 
 
 def arc_pairs(const index[::1] indptr, const end[::1] ends, Py_ssize_t start, Py_ssize_t stop,
-              const int64_t[::1] first, const int64_t[::1] last, const int64_t[::1] place, const int32_t[::1] chunk_of,
+              const int64_t[::1] first, const int64_t[::1] last, const int64_t[::1] begin, const int32_t[::1] chunk_of,
               const uint8_t[::1] held, int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
     """Write the pairs of the arcs of the nodes first[k]..last[k], for k in start..stop; returns their number.
 
-    The ends of their arcs begin at ``ends[place[k]]``. The nodes are those of ``chunk`` (-1: it does not meet itself). A
+    The ends of their arcs begin at ``ends[begin[k]]``. The nodes are those of ``chunk`` (-1: it does not meet itself). A
     pair of two chunks is taken where the other one is held; of the two arcs of a pair within the chunk, one.
     """
     cdef Py_ssize_t k, count = 0
     cdef int64_t node, a, shift
     with nogil:
         for k in range(start, stop):
-            shift = place[k] - <int64_t>indptr[first[k]]
+            shift = begin[k] - <int64_t>indptr[first[k]]
             for node in range(first[k], last[k]):
                 for a in range(indptr[node] + shift, indptr[node + 1] + shift):
                     u[count] = node
@@ -133,7 +133,7 @@ def draw(const double[::1] cumulative, const int32_t[::1] guide, const double[::
     cdef Py_ssize_t i
     with nogil:
         for i in range(lots.shape[0]):
-            out[i] = drawn(lots[i], cumulative, guide)
+            out[i] = position(lots[i], cumulative, guide)
 
 
 def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop, int64_t first=0):
@@ -142,9 +142,11 @@ def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start,
     If not, it is 0 with odds of 2**-64.
     """
     cdef uint64_t total = 0
+    cdef Py_ssize_t row
     cdef int64_t node, a
     with nogil:
-        for node in range(start, stop):
-            for a in range(indptr[node], indptr[node + 1]):
-                total += mix64(mix64(node + first) ^ <uint64_t>indices[a]) - mix64(mix64(indices[a]) ^ <uint64_t>(node + first))
+        for row in range(start, stop):
+            node = first + row
+            for a in range(indptr[row], indptr[row + 1]):
+                total += mix64(mix64(node) ^ <uint64_t>indices[a]) - mix64(mix64(indices[a]) ^ <uint64_t>node)
     return total

@@ -29,10 +29,10 @@ class Window:
 class EpochWindows:
     """The windows of one epoch, in each of which one chunk of blocks comes into memory.
 
-    Runs of neighbouring blocks are dealt anew to chunks, and these to groups. A group is built up chunk by chunk, each meeting those
-    that are there; then every chunk of the later groups comes by and meets the group. So each pair of blocks meets
-    once, and with g groups the table is read (g + 1) / 2 times. The order does not depend on memory: where there is
-    more of it, more blocks are still there when their turn comes.
+    Runs of neighbouring blocks are dealt anew to chunks, and these to groups. A group is built up chunk by chunk, each
+    meeting those that are there; then every chunk of the later groups comes by and meets the group. So each pair of
+    blocks meets once, and with g groups the table is read (g + 1) / 2 times. The order does not depend on memory: where
+    there is more of it, more blocks are still there when their turn comes. The blocks of a chunk are dealt to lanes.
 
     Parameters
     ----------

@@ -7,7 +7,7 @@ from libc.math cimport log
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from gnncy._kernels._hash cimport mix64
-from gnncy._kernels._places cimport drawn, group_equal, place
+from gnncy._kernels._places cimport group_equal, place, position
 from gnncy._kernels._prefetch cimport prefetch_span
 
 from .._math cimport expo
@@ -174,7 +174,7 @@ def train(const int64_t[::1] u, const int64_t[::1] v, int vectors, const int64_t
                 where[m + e] = place(v[first + e] * vectors + other, slot_of, bits)
             for e in range(groups * negatives):
                 lot = (mix64(key + <uint64_t>e) >> 11) * UNIT
-                i = drawn(lot, cumulative, guide) * vectors + other
+                i = position(lot, cumulative, guide) * vectors + other
                 where[2 * m + e] = (slot_of[blocks[i >> bits]] << bits) | (i & mask)
             key = mix64(key)
             descent(0, groups, records, where, n, m, group, factor, loss, grad)
