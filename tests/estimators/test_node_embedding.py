@@ -64,6 +64,8 @@ def test_arcs_on_disk_give_the_same_bits(graph, tmp_path, direct):
             np.testing.assert_array_equal(model.embedding_, want.embedding_)
             assert [h["loss"] for h in model.history_] == [h["loss"] for h in want.history_]
         assert (stored.stats.snapshot() - before).bytes_read > 4 * graph.adjacency.nnz
+        nodes = np.array([3, 7, 8, 11_999])
+        np.testing.assert_array_equal(stored.read_spans(*stored.spans(nodes)), graph.adjacency[nodes].indices)
         with pytest.raises(ValueError, match="to_csr"):
             small("walks").fit(stored)
     with pytest.raises(ValueError, match="closed"):
