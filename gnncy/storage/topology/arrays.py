@@ -66,11 +66,11 @@ class GraphArrays:
         self.file(name).read_range(file.offset + start * file.dtype.itemsize, out)
         return out
 
-    def gather(self, name: str, first: np.ndarray, length: np.ndarray) -> np.ndarray:
-        """``length[k]`` elements from ``first[k]`` on, of all k one after the other."""
-        file = self.layout.files[name]
+    def gather(self, name: str, first: np.ndarray, length: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """``length[k]`` elements from ``first[k]`` on, of all k one after the other, at the start of ``out``."""
+        file, total = self.layout.files[name], int(length.sum())
         size = file.dtype.itemsize
-        out = np.empty(int(length.sum()), file.dtype)
+        out = np.empty(total, file.dtype) if out is None else out[:total]
         target = np.cumsum(length) - length
         _, place = ascending(first)
         place = place[length[place] > 0]

@@ -246,7 +246,7 @@ class GraphStorage:
     @property
     def ends_dtype(self) -> np.dtype:
         """Of the ends of arcs on disk."""
-        return self._layout.files["indices"].dtype
+        return self._arrays.layout.files["indices"].dtype
 
     def neighbors(self, node: int) -> np.ndarray:
         """Ends of a node's arcs, ascending int64."""
@@ -302,11 +302,7 @@ class GraphStorage:
         -------
         ndarray of ``ends_dtype``
         """
-        some, size, total = degree > 0, self.ends_dtype.itemsize, int(degree.sum())
-        out = np.empty(total, self.ends_dtype) if out is None else out[:total]
-        place, offset = np.cumsum(degree) - degree, self._layout.files["indices"].offset
-        self._file("indices").gather(first[some] * size + offset, degree[some] * size, place[some] * size, out)
-        return self._checked(out)
+        return self._arrays.checked_ends(self._arrays.gather("indices", first, degree, out))
 
     def read_arcs(self, arcs) -> np.ndarray:
         """Ends of arcs.
