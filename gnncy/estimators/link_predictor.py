@@ -141,13 +141,13 @@ class LinkPredictor(Estimator):
             with working_threads(self.n_jobs):
                 count = min(max(int(share * edges), 1), MOST_HELD_OUT)
                 rest, linked, others = _hold_out(graph, count, derive(seed, "holdout"))
-                smoothing = choose_propagation(rest), "deep"  # of the whole graph the same, so that signals are alike
-                stores = self._stores(runs, rest, inputs, folder / "rest", seed, smoothing)
+                propagation = choose_propagation(rest)  # of the whole graph the same, so that signals are alike
+                stores = self._stores(runs, rest, inputs, folder / "rest", seed, propagation)
                 signals = np.concatenate([_signals(rest, stores, pairs) for pairs in (linked, others)])
                 _close(stores)
                 self._learn(signals, np.repeat([1, 0], [len(linked), len(others)]), strength)
                 shutil.rmtree(folder / "rest")
-                _close(self._stores(runs, graph, inputs, folder / "whole", seed, smoothing))
+                _close(self._stores(runs, graph, inputs, folder / "whole", seed, propagation))
             self._graph, self._place = graph, folder / "whole"
             self._names = CHANNELS[-len(inputs):]
             self.signal_names_ = tuple(f"cosine of {name}, block {b}" for name in self._names
@@ -241,7 +241,7 @@ class LinkPredictor(Estimator):
                                   "neighbours": 40 * NEIGHBOURS, "rows": 6 * 4 * chunk_rows(1)}
         return plan
 
-    def _stores(self, runs, graph, inputs, folder: Path, seed: int, smoothing: tuple[str, str]) -> list[FeatureStorage]:
+    def _stores(self, runs, graph, inputs, folder: Path, seed: int, propagation: str) -> list[FeatureStorage]:
         """The smoothed features, and the smoothed rows of the graph; what lies there already is taken."""
         stores = []
         for name, run, source in zip(CHANNELS[-len(inputs):], runs[-len(inputs):], inputs, strict=True):
@@ -250,7 +250,7 @@ class LinkPredictor(Estimator):
             for place in (work, work.parent):
                 _files.remove_temporaries(place)
             encoder = run._new_encoder(derive(seed, name), graph.shape[0])
-            encoder.given = smoothing
+            encoder.given = propagation
             stores.append(encoder.prepare(graph, graph if source is None else source, work, fit=True))
         return stores
 

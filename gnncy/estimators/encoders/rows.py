@@ -3,7 +3,7 @@ import numpy as np
 
 from gnncy import nn
 from gnncy._random import derive, stream
-from gnncy.estimators.encoders.smoothed import SmoothedEncoder
+from gnncy.estimators.encoders.smoothed import OWN, SmoothedEncoder
 from gnncy.losses.joint_embedding.objective import OBJECTIVES, JointEmbedding, Size
 from gnncy.nn import Tensor
 from gnncy.storage.passes import is_sparse
@@ -20,7 +20,8 @@ class RowEncoder(SmoothedEncoder):
         self.objectives = objectives
         self.hops = hops
         if not hops:
-            self.n_blocks, self.n_place, self.basis_diffusion, self.given = 1, 0, None, ("even", "none")
+            self.n_blocks, self.n_place, self.basis_diffusion, self.given = 1, 0, None, "even"
+            self.smoothings = ((OWN, 1.0),)
 
     def plan(self, adjacency, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features."""

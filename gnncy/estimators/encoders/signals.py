@@ -2,13 +2,10 @@
 import numpy as np
 from scipy.sparse import csr_array, issparse
 
-from gnncy._random import stream
 from gnncy.graph import degrees, normalize, spmm
-from gnncy.storage.passes import TILE, ColumnTiles, iter_nodes
+from gnncy.storage.passes import iter_nodes
 
 DISASSORTATIVE = -0.11  # below it, arcs lead from small nodes to hubs: taxonomies, package relations, followers
-ALIKE = 0.2  # agreement of features above which a node's neighbours stand for the node
-SAMPLE = 2000  # nodes from which the agreement is computed
 HOPS = 3
 PLACE = 3  # columns of `structure` for each number of hops
 
@@ -32,32 +29,6 @@ def degree_assortativity(adjacency: csr_array) -> float:
     sums = np.add.reduceat(np.append(centred[adjacency.indices], 0.0), adjacency.indptr[:-1])
     sums[degree == 0] = 0.0  # reduceat gives an empty row the entry that follows
     return float(centred @ sums / arcs / variance)
-
-
-def feature_agreement(adjacency: csr_array, source: ColumnTiles, seed: int) -> float:
-    """Mean cosine between a node's centred features and the centred mean of its neighbours', for a sample of nodes.
-
-    -1 to 1; about 0 where neighbours are no more alike than strangers, or there are none.
-    """
-    linked = np.flatnonzero(degrees(adjacency))
-    if len(linked) == 0:
-        return 0.0
-    ids = np.sort(stream(seed, "nodes").permutation(linked)[:SAMPLE])
-    rows = csr_array(adjacency[ids], dtype=np.float64)
-    rows.data /= np.repeat(np.add.reduceat(rows.data, rows.indptr[:-1]), np.diff(rows.indptr))
-    rows = csr_array(rows, dtype=np.float32)
-    dot, own, mean = (np.zeros(len(ids)) for _ in range(3))
-    x = np.empty((source.shape[0], TILE), source.dtype)
-    for tile in range(source.n_tiles):
-        source.read_tile(tile, x)
-        a, b = x[ids].astype(np.float64), spmm(rows, x).astype(np.float64)
-        a -= a.mean(axis=0)
-        b -= b.mean(axis=0)
-        dot += (a * b).sum(axis=1)
-        own += (a * a).sum(axis=1)
-        mean += (b * b).sum(axis=1)
-    scale = np.sqrt(own * mean)
-    return float(np.divide(dot, scale, out=np.zeros_like(dot), where=scale > 0).mean())
 
 
 def row_lengths(features) -> np.ndarray:

@@ -11,12 +11,10 @@ from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
 from gnncy.estimators.encoders.signals import (
-    ALIKE,
     DISASSORTATIVE,
     HOPS,
     PLACE,
     degree_assortativity,
-    feature_agreement,
     row_lengths,
     structure,
 )
@@ -41,18 +39,15 @@ from gnncy.storage.passes import (
 log = logging.getLogger("gnncy")
 
 BASIS_DIFFUSION = Diffusion("appnp", 8, alpha=0.15)
-SMOOTHINGS = {
-    "deep": ((Diffusion("appnp", 16, alpha=0.05), 1.0), (Diffusion("appnp", 8, alpha=0.15), 0.7),
-             (Diffusion("power", 1), 0.5), (Diffusion("power", 0), 0.5)),
-    "shallow": tuple((Diffusion("power", hops), 1.0) for hops in range(HOPS + 1)),
-    "none": ((Diffusion("power", 0), 1.0),),
-}
-"""Smoothings that stand side by side in a row, and the length of each in the row: ``deep`` where neighbours have
-like features, ``shallow``, every hop for itself, where they do not, ``none`` for an encoder of the features alone."""
+OWN = Diffusion("power", 0)
+SMOOTHINGS = ((OWN, 0.7), (Diffusion("power", 1), 0.7), (Diffusion("power", 2), 0.7),
+              (Diffusion("appnp", 16, alpha=0.05), 1.0))
+"""Smoothings that stand side by side in a row, and the length of each in the row."""
 BLOCKS = HOPS + 1  # each has a hop of the structure beside it
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
+VARIANCE_POWER = 1 / 3  # of a direction's eigenvalue over the largest in its scale: weak directions are mostly noise
 STRUCTURE_SHARE = 0.01  # of a row's squared length, on the mean
 STRUCTURE_COLUMNS = 0.125  # of the embedding's columns, at most, are for the structure
 FILL_SCALE = 10.0  # of the perceptron's first weights in columns that have no linear part
@@ -70,7 +65,8 @@ class SmoothedEncoder:
     n_blocks = BLOCKS
     n_place = PLACE  # columns of the structure beside each block
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
-    given: tuple[str, str] | None = None  # propagation and smoothing, in place of those that the signals choose
+    smoothings: tuple[tuple[Diffusion, float], ...] = SMOOTHINGS
+    given: str | None = None  # propagation, in place of the one that the signal chooses
     model_: Any
 
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
@@ -132,12 +128,11 @@ class SmoothedEncoder:
         if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
                 self.centre_, self.structure_ = there["centre"], there["structure"]
-                self.propagation_, self.smoothing_ = str(there["propagation"]), str(there["smoothing"])
+                self.propagation_ = str(there["propagation"])
         else:
             self._smooth(adjacency, both_ways, features, work, path, fit=True)
             with replacing(state) as temporary, open(temporary, "wb") as f:
-                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_),
-                         smoothing=np.array(self.smoothing_))
+                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_))
         if self.reducer_ is not None:
             self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
         _memory.trim()
@@ -161,18 +156,17 @@ class SmoothedEncoder:
         """Write the store: blocks side by side, each centred and of its own length in every row."""
         with reduced_tiles(features, self.reducer_, folder) as source:
             if fit:
-                self.propagation_, self.smoothing_ = self.given or self._choose(both_ways, source)
-            log.info("smoothing over the graph (%s, %s): %d blocks of %d columns", self.propagation_, self.smoothing_,
-                     self.n_blocks, source.shape[1])
-            smoothings = SMOOTHINGS[self.smoothing_]
+                self.propagation_ = self.given or choose_propagation(both_ways)
+            log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, self.n_blocks,
+                     source.shape[1])
             matrix = propagation_matrix(both_ways, self.propagation_)
-            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in smoothings], folder)
+            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.smoothings], folder)
         del matrix
         place = self._structure(adjacency, both_ways, features, fit=fit)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
         n, width = blocks[0].shape
-        lengths = np.array([length for _, length in smoothings])
+        lengths = np.array([length for _, length in self.smoothings])
         lengths *= np.sqrt(self.n_blocks * width / (lengths**2).sum())  # entries of a row have mean square 1
         place *= np.float32(np.sqrt(STRUCTURE_SHARE * width / PLACE))
         columns = self.n_blocks * (width + self.n_place)
@@ -193,12 +187,6 @@ class SmoothedEncoder:
             block.close()
         _memory.trim()
 
-    def _choose(self, both_ways: csr_array, source) -> tuple[str, str]:
-        """Which way to smooth, by names in ``PROPAGATIONS`` and ``SMOOTHINGS``; no label is used."""
-        agreement = feature_agreement(both_ways, source, derive(self.seed, "agreement"))
-        log.info("agreement of neighbours' features %.2f", agreement)
-        return choose_propagation(both_ways), "deep" if agreement > ALIKE else "shallow"
-
     def _structure(self, adjacency, both_ways, features, *, fit: bool) -> np.ndarray:
         """Columns of the structure beside each block, standardised: n x blocks x columns."""
         place = structure(adjacency, both_ways, row_lengths(features))
@@ -215,11 +203,12 @@ class SmoothedEncoder:
         columns = store.shape[1]
         k, rng = self.n_components, stream(self.seed, "weights")
         encoder = nn.ResidualMLP(columns, self.hidden, k, rng=rng)
-        directions = principal_directions(store, k, self.seed, self.n_blocks, self.n_place)
+        directions = principal_directions(store, k, self.seed, self.n_blocks, self.n_place, power=VARIANCE_POWER)
         linear = directions.shape[1]  # at most k: where rows span fewer, the other columns are the perceptron's alone
         encoder.skip.weight.data[:, :linear] = directions
         encoder.skip.weight.data[:, linear:] = 0
         self.model_ = nn.Projected(encoder, nn.ProjectionHead(k, 2 * k, k, rng=rng))
+        encoder.second.weight.data[:, :linear] = 0
         fill = encoder.second.weight.data[:, linear:]
         np.multiply(fill, np.float32(FILL_SCALE), out=fill)
         _memory.trim()
@@ -297,10 +286,12 @@ def _column_means(tiles) -> np.ndarray:
     return means[:d].astype(np.float32)
 
 
-def principal_directions(store, k: int, seed: int, blocks: int = BLOCKS, place_columns: int = PLACE) -> np.ndarray:
+def principal_directions(store, k: int, seed: int, blocks: int = BLOCKS, place_columns: int = PLACE, *,
+                         power: float = 0.0) -> np.ndarray:
     """Leading eigenvectors of the second moments of (a sample of) rows, ``columns x`` at most ``k``.
 
-    The smoothed features and the structure have theirs apart, so that neither crowds out the other.
+    The smoothed features and the structure have theirs apart, so that neither crowds out the other. Those of the
+    features are scaled by their eigenvalue over the largest, to a power.
     """
     n, columns = store.shape
     ids = np.arange(n) if n <= SAMPLE else np.sort(stream(seed, "directions").choice(n, SAMPLE, replace=False))
@@ -313,18 +304,19 @@ def principal_directions(store, k: int, seed: int, blocks: int = BLOCKS, place_c
         for moments, chosen in ((smooth, ~of_place), (place, of_place)):
             part = rows[:, chosen]
             moments += matmul(part.T, part)
-    place = _leading(place, int(STRUCTURE_COLUMNS * k))
-    smooth = _leading(smooth, k - place.shape[1])
+    place, _ = _leading(place, int(STRUCTURE_COLUMNS * k))
+    smooth, values = _leading(smooth, k - place.shape[1])
+    smooth *= (values / values[:1])**power
     found = np.zeros((columns, smooth.shape[1] + place.shape[1]), np.float32)
     found[~of_place, :smooth.shape[1]] = smooth
     found[of_place, smooth.shape[1]:] = place
     return found
 
 
-def _leading(moments: np.ndarray, k: int) -> np.ndarray:
-    """At most ``k`` eigenvectors of the largest eigenvalues, none of an eigenvalue of 0."""
+def _leading(moments: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most ``k`` eigenvectors of the largest eigenvalues, none of an eigenvalue of 0, and these."""
     if not len(moments):
-        return moments
+        return moments, np.empty(0)
     values, vectors = np.linalg.eigh(moments)
     k = min(k, int((values > 1e-7 * max(values[-1], 1e-30)).sum()))
-    return fixed_signs(vectors[:, ::-1][:, :k])
+    return fixed_signs(vectors[:, ::-1][:, :k]), values[::-1][:k]
