@@ -39,7 +39,6 @@ from gnncy.training.phases import PhaseConfig
 log = logging.getLogger("gnncy")
 
 ENCODERS = ("propagate", "mlp", *CONVOLUTIONS)
-AUTO_STEPS = 150
 GROWTH_STEPS = 50  # of a graph that grew
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
@@ -80,7 +79,8 @@ class GraphEncoder(Estimator):
     batch_size : int, default 1024
         At most; a small graph takes a fifth of its nodes, at least 256.
     max_epochs : int or "auto", default "auto"
-        ``"auto"`` trains for about 150 steps, at least one epoch.
+        ``"auto"`` trains for about 50 steps with ``"propagate"`` and InfoNCE, which start from principal directions, and
+        150 otherwise; at least one epoch.
     memory_limit : int, str or "auto", default "auto"
         Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
         what is available. Features given as a store or file do not count until they are read; arrays that the
@@ -309,7 +309,7 @@ class GraphEncoder(Estimator):
                     encoder.build(store)
                 steps = encoder.steps_per_epoch(n)
                 if max_epochs == "auto":
-                    max_epochs = max(1, -(-(AUTO_STEPS if keep is None else GROWTH_STEPS) // steps))
+                    max_epochs = max(1, -(-(encoder.auto_steps if keep is None else GROWTH_STEPS) // steps))
                 continual = () if keep is None else keep
                 self._train(encoder, adjacency, store, folder, run, plan, max_epochs, steps, continual)
                 encoder.embed(adjacency, store, path, work)

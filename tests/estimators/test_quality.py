@@ -6,6 +6,7 @@ import scipy.sparse as sp
 import gnncy
 from gnncy import graph
 from gnncy.estimators.encoders import signals
+from gnncy.estimators.encoders.smoothed import VARIANCE_POWER, principal_directions
 from gnncy.evaluate import linear_probe
 from gnncy.storage import FeatureStorage
 
@@ -140,3 +141,36 @@ def test_row_lengths_of_arrays_sparse_arrays_and_stores(data, tmp_path):
     np.testing.assert_allclose(signals.row_lengths(words), np.linalg.norm(words.toarray(), axis=1), rtol=1e-5)
     with FeatureStorage.from_array(data.features, tmp_path / "x.npy") as store:
         assert np.array_equal(signals.row_lengths(store), signals.row_lengths(data.features))
+
+
+def test_directions_are_scaled_by_their_variance(data, tmp_path):
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((500, 8)) * 2.0 ** -np.arange(8)).astype(np.float32)
+    with FeatureStorage.from_array(x, tmp_path / "x.npy") as store:
+        plain = principal_directions(store, 4, 0, 1, 0)
+        scaled = principal_directions(store, 4, 0, 1, 0, power=VARIANCE_POWER)
+    np.testing.assert_allclose(plain.T @ plain, np.eye(4), atol=1e-5)
+    variance = ((x @ plain)**2).sum(axis=0)
+    np.testing.assert_allclose(scaled, plain * (variance / variance[0])**VARIANCE_POWER, rtol=1e-4, atol=1e-6)
+
+
+def test_untrained_is_linear_in_the_smoothed_rows(data):
+    model = gnncy.GraphEncoder(16, max_epochs=0, hidden=32, random_state=0)
+    model.fit(data.adjacency, features=data.features)
+    network = model._encoder.model_.encoder
+    assert network.skip.weight.data.any(axis=0).all()
+    assert not network.second.weight.data.any()
+
+
+def test_as_good_as_plain_diffused_features_where_these_are_best():
+    """Weak directions and blocks of few hops cost nothing where far smoothing alone is what helps."""
+    data = gnncy.datasets.make_sbm(900, 6, n_features=64, feature_noise=8.0, degree=5.0, seed=1)
+    mean = graph.normalize(data.adjacency, "row", self_loops=1.0)
+    x = data.features / np.linalg.norm(data.features, axis=1, keepdims=True)
+    plain = x
+    for _ in range(10):
+        plain = 0.9 * (mean @ plain) + 0.1 * x
+    z = gnncy.GraphEncoder(64, max_epochs=0, random_state=0).fit_transform(data.adjacency, features=data.features)
+    z_score, plain_score = (np.mean([linear_probe(part, data.labels, random_state=seed).accuracy for seed in range(4)])
+                            for part in (z, plain))
+    assert z_score > plain_score - 0.02

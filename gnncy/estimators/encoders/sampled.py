@@ -62,6 +62,8 @@ class SampledEncoder:
     features are first reduced to ``width`` dense columns in a store.
     """
 
+    auto_steps = 150  # of training by default
+
     def __init__(self, *, conv: str, objectives: dict[str, float], n_components: int, width: int, hidden: int,
                  n_neighbors: tuple[int, ...], temperature: float, dropout: float, batch_size: int, seed: int,
                  positives: str) -> None:

@@ -62,6 +62,7 @@ class SmoothedEncoder:
     starts from what a careful user would compute without it.
     """
 
+    auto_steps = 50  # of training by default; more of them took away what the directions began with
     n_blocks = BLOCKS
     n_place = PLACE  # columns of the structure beside each block
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
