@@ -79,8 +79,8 @@ class GraphEncoder(Estimator):
     batch_size : int, default 1024
         At most; a small graph takes a fifth of its nodes, at least 256.
     max_epochs : int or "auto", default "auto"
-        ``"auto"`` trains for about 50 steps with ``"propagate"`` and InfoNCE, which start from principal directions, and
-        150 otherwise; at least one epoch.
+        ``"auto"`` trains for about 50 steps with ``"propagate"`` and InfoNCE, which start from principal directions,
+        and 150 otherwise; at least one epoch.
     memory_limit : int, str or "auto", default "auto"
         Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
         what is available. Features given as a store or file do not count until they are read; arrays that the
