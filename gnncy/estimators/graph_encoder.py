@@ -32,7 +32,9 @@ from gnncy.graph import as_csr
 from gnncy.losses.joint_embedding.objective import JointEmbedding, check_objectives
 from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
 from gnncy.storage import as_storage
+from gnncy.storage._blocks import ARENA, STREAMS
 from gnncy.storage.passes import is_sparse
+from gnncy.storage.plans.disk import known_disk
 from gnncy.training import MemoryPlan, SnapshotFolder, Trainer, resolve_limit
 from gnncy.training.phases import PhaseConfig
 
@@ -43,7 +45,7 @@ GROWTH_STEPS = 50  # of a graph that grew
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
 """Factor of the learning rate over the run's progress: linear over the first twentieth, then half a cosine to 0."""
-BUFFER_SHARE = 0.6  # of what a stage leaves free, for read buffers; the rest is for the hot rows and slack
+BUFFER_SHARE = 0.3  # of what a stage leaves free, for read buffers; the rest is for what BLAS and malloc hold
 
 
 class GraphEncoder(Estimator):
@@ -300,6 +302,9 @@ class GraphEncoder(Estimator):
         with _alone(self._folder("" if keep is None else f"grown-{self._growths + 1}")) as folder:
             work = folder / "work"
             work.mkdir(parents=True, exist_ok=True)
+            # Each request in flight has a buffer of its own, which no stage of the plan counts.
+            few = max(STREAMS, plan.left("train") // (4 * ARENA))
+            encoder.io_threads = few if few < known_disk(work).threads else None
             _claim(folder, run)
             for place in (folder, work):
                 _files.remove_temporaries(place)

@@ -1,5 +1,5 @@
 """The linear probe: logistic regression on frozen embeddings."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,8 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
     ----------
     embedding : array, sparse matrix or feature store of shape (n, d)
         Anything with ``shape`` and rows taken by an array of ids: ndarray, memory map, scipy sparse,
-        :class:`~gnncy.storage.FeatureStorage`. Rows of training and validation nodes are held in memory as float64, of
-        test nodes some thousand at a time.
+        :class:`~gnncy.storage.FeatureStorage`. Rows of training nodes are held in memory as float64, of the others
+        some thousand at a time.
     labels : array of shape (n,), int or str
         -1 marks nodes without a label.
     split : optional
@@ -161,19 +161,25 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
                          f"{len(classes)} and {len(np.unique(labels[val]))}")
 
     with working_threads(n_jobs):
-        rows, val_rows = take_rows(embedding, train, normalize), take_rows(embedding, val, normalize)
+        rows = take_rows(embedding, train, normalize)
         used: Any = slice(None)
         if sparse.issparse(rows):  # columns without a training entry have weight 0
             used = np.flatnonzero(np.bincount(rows.indices, minlength=rows.shape[1]))
-            rows, val_rows = rows[:, used], val_rows[:, used]
+            rows = rows[:, used]
             if rows.nnz > DENSE * rows.shape[0] * rows.shape[1]:
-                rows, val_rows = as_dense(rows), as_dense(val_rows)
+                rows = as_dense(rows)
+
+        def scores(ids: np.ndarray, parameters: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+            for start in range(0, len(ids), ROWS):
+                block = take_rows(embedding, ids[start:start + ROWS], normalize)[:, used]
+                yield slice(start, start + ROWS), class_scores(block, parameters)
+
         model = Logistic(rows, codes, len(classes))
         best, most, val_accuracy, chosen = np.empty(0), -1.0, 0.0, 0.0
         for strength in strengths:
             model.fit(strength, max_iter)
             parameters = model.parameters
-            found = class_scores(val_rows, parameters)
+            found = np.concatenate([part for _, part in scores(val, parameters)])
             predicted = classes[found.argmax(axis=1)]
             right = float(np.mean(predicted == labels[val]))
             if metric == "accuracy":
@@ -186,14 +192,12 @@ def linear_probe(embedding, labels, split=None, *, C=(1, 10, 100, 1000), normali
                 break
             if score > most:
                 best, most, val_accuracy, chosen = parameters, score, right, strength
-        del model, rows, val_rows
+        del model, rows
         predictions = np.empty(len(test), labels.dtype)
         margins = np.empty((len(test), 2 if len(classes) == 2 else 0))
-        for start in range(0, len(test), ROWS):
-            block = take_rows(embedding, test[start:start + ROWS], normalize)[:, used]
-            found = class_scores(block, best)
-            predictions[start:start + ROWS] = classes[found.argmax(axis=1)]
-            margins[start:start + ROWS] = found[:, :margins.shape[1]]
+        for part, found in scores(test, best):
+            predictions[part] = classes[found.argmax(axis=1)]
+            margins[part] = found[:, :margins.shape[1]]
     return ProbeResult(accuracy(labels[test], predictions), macro_f1(labels[test], predictions), chosen, val_accuracy,
                        len(classes), predictions, _auc(labels[test], classes, margins))
 

@@ -63,6 +63,7 @@ class SampledEncoder:
     """
 
     auto_steps = 150  # of training by default
+    io_threads: int | None = None  # requests that reads of the store have in flight
 
     def __init__(self, *, conv: str, objectives: dict[str, float], n_components: int, width: int, hidden: int,
                  n_neighbors: tuple[int, ...], temperature: float, dropout: float, batch_size: int, seed: int,
@@ -148,7 +149,7 @@ class SampledEncoder:
         if fit:
             reducer.load(work.parent, d)  # mapped anew, so that none of it is in memory
         _memory.trim()
-        return FeatureStorage.open(path)
+        return FeatureStorage.open(path, io_threads=self.io_threads)
 
     def _fit_reducer(self, features, work: Path) -> FeatureReducer:
         n, d = features.shape

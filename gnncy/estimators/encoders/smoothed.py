@@ -64,6 +64,7 @@ class SmoothedEncoder:
 
     auto_steps = 50  # of training by default; more of them took away what the directions began with
     n_blocks = BLOCKS
+    io_threads: int | None = None  # requests that reads of the store have in flight
     n_place = PLACE  # columns of the structure beside each block
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
     smoothings: tuple[tuple[Diffusion, float], ...] = SMOOTHINGS
@@ -124,7 +125,7 @@ class SmoothedEncoder:
         both_ways = adjacency if is_symmetric(adjacency) else undirected(adjacency)
         if not fit:
             self._smooth(adjacency, both_ways, features, work, path, fit=False)
-            return FeatureStorage.open(path)
+            return FeatureStorage.open(path, io_threads=self.io_threads)
         self._fit_reducer(both_ways, features, work)
         if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
@@ -137,7 +138,7 @@ class SmoothedEncoder:
         if self.reducer_ is not None:
             self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
         _memory.trim()
-        return FeatureStorage.open(path)
+        return FeatureStorage.open(path, io_threads=self.io_threads)
 
     def _fit_reducer(self, adjacency, features, work: Path) -> None:
         n, d = features.shape
