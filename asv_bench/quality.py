@@ -29,9 +29,10 @@ import numpy as np
 import scipy.sparse as sp
 
 import gnncy
+from asv_bench.graphs import read_graph, rst_table
 from gnncy import _files, _kernels, _memory, graph
 from gnncy._threads import usable_cpus, working_threads
-from gnncy.datasets import load_wordnet, split_edges
+from gnncy.datasets import split_edges
 from gnncy.evaluate import linear_probe, link_scores
 from gnncy.storage.passes import Diffusion, FeatureReducer, unit_rows
 
@@ -39,7 +40,6 @@ COLUMNS = 128
 BY_AUC = ("musae_github", "musae_twitch_de", "tolokers", "minesweeper")
 BASELINES = ("features (LR)", "SGC", "diffused SVD")
 OUT_OF_CORE = "out of core"
-PARTS = ("train", "val", "test")
 
 Asked = dict[str, float | tuple[tuple[str, ...], float]]
 ASKED: Asked = {
@@ -73,23 +73,10 @@ def options(name: str) -> tuple[str, bool, int]:
 def load(name: str, folder: Path | None):
     """Adjacency, features (or None), labels, and the split that a seed stands for: a function of it."""
     source, random, _ = options(name)
-    file = data_file(source, folder)
-    if file is None:
-        data = load_wordnet()
-        adjacency, features, labels, splits = data.adjacency, data.features, data.labels, [data.split]
-    else:
-        with np.load(file, allow_pickle=False) as z:
-            labels, arcs = z["y"], z["adj_indices"]
-            adjacency = sp.csr_array((np.ones(len(arcs), np.float32), arcs, z["adj_indptr"]), shape=(len(labels),) * 2)
-            adjacency, features = graph.as_csr(adjacency), z.get("x")
-            if "x_data" in z:
-                features = sp.csr_array((z["x_data"].astype(np.float32), z["x_indices"], z["x_indptr"]),
-                                        shape=tuple(z["x_shape"]))
-            if "train_mask" in z:
-                masks = [z[f"{part}_mask"].T for part in PARTS]
-                splits = [tuple(np.flatnonzero(mask) for mask in column) for column in zip(*masks, strict=True)]
-            else:
-                splits = [tuple(z[f"{part}_idx"] for part in PARTS)]
+    data = read_graph(source, None if source == "wordnet" else folder)
+    if data is None:
+        raise FileNotFoundError(f"{name}: no {source}.npz in {folder}")
+    adjacency, features, labels, splits = graph.as_csr(data.adjacency), data.features, data.labels, data.splits
 
     def split(seed: int):
         if not random:
@@ -317,14 +304,6 @@ def perform_all(todo: list[Task], folder: Path | None, jobs: int) -> Iterator[li
 
 # -- tables
 
-def rst(lines: list[list[str]]) -> list[str]:
-    """A simple table in reStructuredText; the first line is its head."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return [rule, text[0], rule, *text[1:], rule]
-
-
 def mean(found: list[dict], key: str) -> str:
     """Mean ± standard deviation of a sample; without it where there is one run."""
     values = [r[key] for r in found]
@@ -365,7 +344,7 @@ class Results:
         for name in names:
             lines.append([name, *(cell(self.of(name, method)) for method in methods),
                           *(text(name) for text in more.values())])
-        return rst(lines) if names else []
+        return rst_table(lines) if names else []
 
     def best(self, name: str, methods: Iterable[str], key: str = "score") -> float | None:
         """The highest mean of some methods; None where none ran."""
@@ -418,7 +397,7 @@ def tables(records: list[dict]) -> dict[str, list[str]]:
                          asked=lambda name: found.asked(name, "macro_f1", ASKED_F1)),
         "cost": found.grid(featured, embedders, cost),
         "without_features": found.grid(bare, WITHOUT_FEATURES, lambda cell: mean(cell, "score")),
-        "links": rst(link_lines) if linked else [],
+        "links": rst_table(link_lines) if linked else [],
         "out_of_core": found.grid(stored, [], cost, **{
             "dense features": megabytes("dense_bytes"), "limit": megabytes("limit_bytes"),
             "peak": megabytes("peak_bytes"), "same bits": found.same_bits}),

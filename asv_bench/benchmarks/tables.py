@@ -1,5 +1,4 @@
 """Learnable tables: steps on rows in memory and past its limit, checkpoints, and an epoch of NodeEmbedding."""
-import os
 import tempfile
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import gnncy
 from gnncy.storage.tables import EmbeddingTable
 
-QUICK = os.environ.get("GNNCY_BENCH") == "quick"
+from . import sized
 
 
 class Table:
@@ -16,7 +15,7 @@ class Table:
     param_names = ("where", "optimizer")
 
     def setup(self, where, optimizer):
-        n = 20_000 if QUICK else 200_000
+        n = sized(200_000, 20_000)
         self.folder = tempfile.TemporaryDirectory()
         bits, size = EmbeddingTable.layout(64, optimizer)
         blocks = max(4, -(-n >> bits) // 8)
@@ -46,7 +45,7 @@ class Epoch:
     param_names = ("method", "in_memory")
 
     def setup(self, method, in_memory):
-        n = 10_000 if QUICK else 100_000
+        n = sized(100_000, 10_000)
         self.graph = gnncy.datasets.make_sbm(n, 10, degree=16.0, seed=0).adjacency
         self.model = gnncy.NodeEmbedding(64, method=method, epochs=1, n_walks=1, random_state=0, memory_limit="1GB")
         if not in_memory:

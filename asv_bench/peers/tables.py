@@ -63,7 +63,8 @@ def swapped(graph, folder, capacity, threads):
     The steps are ours, by the same kernels in the same lanes; negatives come from the second partition. Edges per
     second of an epoch, and what was moved.
     """
-    from gnncy.estimators.node_embedding import NodeEmbedding, _Pairs
+    from gnncy.estimators.node_embedding import NodeEmbedding
+    from gnncy.estimators.pairs import PairTraining
     from gnncy.storage.tables import EmbeddingTable
     from gnncy.storage.tables.windows import LANES
     n = graph.shape[0]
@@ -81,7 +82,7 @@ def swapped(graph, folder, capacity, threads):
         u, v = u[order], v[order]
         begin = np.searchsorted(cell[order], np.arange(parts * parts + 1))
         del cell, order, keep
-        work = _Pairs(graph, table, NodeEmbedding(DIM), 0)
+        work = PairTraining(graph, table, NodeEmbedding(DIM), 0)
         begun = time.perf_counter()
         for j in range(parts):  # inside out: the next pair shares a partition with this one
             odds = work._odds(partitions[j])
@@ -221,7 +222,8 @@ def windowed(walks, width, rng):
 def word2vec(quick):
     """Tokens per second of one thread on the same walks, windows and number of negatives."""
     from gnncy._kernels.storage import tables as kernels
-    from gnncy.estimators.node_embedding import NodeEmbedding, _Lane
+    from gnncy.estimators.node_embedding import NodeEmbedding
+    from gnncy.estimators.pairs import Lane
     from gnncy.graph import RandomWalks
     from gnncy.storage.tables import EmbeddingTable
     python = os.environ.get("GNNCY_GENSIM_PYTHON") or (sys.executable if importlib.util.find_spec("gensim") else None)
@@ -238,7 +240,7 @@ def word2vec(quick):
         theirs, their_score = float(done.stdout), auc(np.load(out), test)
         with EmbeddingTable.create(Path(folder) / "table.npy", 2 * n, DIM, lr=0.1, scale=0.5 / DIM) as held:
             held.hold(np.arange(held.n_blocks))
-            lane = _Lane(held, NodeEmbedding(DIM, method="walks"))
+            lane = Lane(held, NodeEmbedding(DIM, method="walks"))
             rng = np.random.default_rng(0)
             odds = np.zeros(held.n_blocks * held.block_rows // 2)
             odds[:n] = np.diff(graph.indptr) ** 0.75

@@ -15,7 +15,8 @@ from gnncy import _kernels
 from gnncy._kernels.storage import tables as kernels
 from gnncy._random import mix64
 from gnncy.errors import GraphFormatError, MemoryLimitError, NotFittedError, StorageError
-from gnncy.estimators import NodeEmbedding, node_embedding
+from gnncy.estimators import NodeEmbedding
+from gnncy.estimators import pairs as pairs_module
 from gnncy.graph import RandomWalks
 from gnncy.storage import GraphStorage
 from gnncy.storage.tables import EmbeddingTable
@@ -280,7 +281,7 @@ def test_pairs_are_dealt_and_shuffled_together():
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, monkeypatch):
     rounds = []
-    pieces, train = node_embedding.run_pieces, node_embedding._Lane.train
+    pieces, train = pairs_module.run_pieces, pairs_module.Lane.train
 
     def watched(work, n, size):
         rounds.append([])
@@ -292,8 +293,8 @@ def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, monk
         rounds[-1].append((lane, set(rows.tolist()) | (set(odds[0].tolist()) if len(u) else set())))
         return train(lane, u, v, odds, key)
 
-    monkeypatch.setattr(node_embedding, "run_pieces", watched)
-    monkeypatch.setattr(node_embedding._Lane, "train", trained)
+    monkeypatch.setattr(pairs_module, "run_pieces", watched)
+    monkeypatch.setattr(pairs_module.Lane, "train", trained)
     small(method, epochs=1, n_components=128).fit(graph.adjacency)
     most = 0
     for meetings in rounds:
