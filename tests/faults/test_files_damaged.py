@@ -26,6 +26,7 @@ def test_a_damaged_matrix_market_file_does_not_crash_the_process(tmp_path, body)
         read_graph(tmp_path / "g.mtx")
 
 
+@pytest.mark.filterwarnings("ignore:The default value for `spmatrix`:DeprecationWarning")  # of scipy 1.18
 @pytest.mark.parametrize("symmetry, sign", [("general", 0), ("symmetric", 1), ("skew-symmetric", -1)])
 @pytest.mark.parametrize("field", ["real", "integer", "pattern"])
 def test_matrix_market_files_are_read_as_scipy_does(tmp_path, field, symmetry, sign):
