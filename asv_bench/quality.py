@@ -3,8 +3,8 @@
 One probe for all: logistic regression on rows of unit length, its strength chosen on validation nodes, scored on test
 nodes by accuracy and macro-F1, or by the area under the ROC curve where there are two classes. Each embedding has a
 process of its own with one thread, so that processor time and peak memory (beyond what the process holds before) are
-those of the one method. Graphs are read from ``NAME.npz`` in the folder ``--data``, in the form that
-``asv_bench.ablation`` names; one whose file is missing is left out; wordnet comes with the package. A name may go on
+those of the one method. Graphs are read from ``NAME.npz`` in the folder ``--data``, see
+:mod:`asv_bench.graphs`; one whose file is missing is left out; wordnet comes with the package. A name may go on
 with ``:random``, for 10, 10 and 80 % of the nodes drawn by the seed in place of the split in the file, with a number
 of columns in place of 128, or with ``:links``, for the prediction of links held out. The method "out of core" is the
 default from a store, with a limit of a quarter of the features' dense size (or the least that the plan allows), and

@@ -14,6 +14,7 @@ import gnncy
 from gnncy.errors import GraphFormatError, MemoryLimitError, NotFittedError, StorageError
 from gnncy.evaluate import linear_probe
 from gnncy.storage import FeatureStorage, SparseFeatureStorage
+from gnncy.storage.plans import DiskModel
 
 ENCODERS = ["propagate", "sage"]
 
@@ -195,6 +196,24 @@ def test_a_limit_too_small_names_the_least_and_the_least_does(data):
         make(memory_limit="12.5MB").fit(data.adjacency, features=data.features)
     least = str(error.value).rsplit(" ", 3)[-3]
     make(memory_limit=least, max_epochs=1).fit(data.adjacency, features=data.features)
+
+
+@pytest.mark.parametrize("encoder", ["propagate", "sage"])
+def test_requests_in_flight_are_as_many_as_the_limit_has_buffers_for(data, words, encoder, monkeypatch):
+    opened, real = [], FeatureStorage.__init__
+
+    def watched(store, *args, io_threads=None, **options):
+        opened.append(io_threads)
+        real(store, *args, io_threads=io_threads, **options)
+
+    monkeypatch.setattr(FeatureStorage, "__init__", watched)
+    monkeypatch.setattr("gnncy.estimators.graph_encoder.known_disk", lambda path: DiskModel(1e-5, 1e9, 1e9, threads=32))
+    model = make(encoder, max_epochs=1, memory_limit=1)
+    least = model.estimate(data.adjacency, features=words).needed
+    for limit, expected in ((least, 4), ("2GB", None)):  # each has a buffer of its own
+        opened.clear()
+        model.set_params(memory_limit=limit).fit(data.adjacency, features=words)
+        assert expected in opened and model._encoder.io_threads == expected
 
 
 def test_a_folder_of_another_run_is_refused(data, tmp_path):

@@ -22,7 +22,7 @@ class RowEncoder(SmoothedEncoder):
         self.objectives = objectives
         self.hops = hops
         if not hops:
-            self.n_blocks, self.n_place, self.basis_diffusion, self.given = 1, 0, None, "even"
+            self.n_place, self.basis_diffusion, self.given = 0, None, "even"
             self.smoothings = ((OWN, 1.0),)
 
     def plan(self, adjacency, features, buffer: int) -> dict[str, dict[str, int]]:

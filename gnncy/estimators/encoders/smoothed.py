@@ -12,7 +12,6 @@ from gnncy._linalg import matmul
 from gnncy._random import derive, stream
 from gnncy.estimators.encoders.signals import (
     DISASSORTATIVE,
-    HOPS,
     PLACE,
     degree_assortativity,
     row_lengths,
@@ -43,7 +42,7 @@ OWN = Diffusion("power", 0)
 SMOOTHINGS = ((OWN, 0.7), (Diffusion("power", 1), 0.7), (Diffusion("power", 2), 0.7),
               (Diffusion("appnp", 16, alpha=0.05), 1.0))
 """Smoothings that stand side by side in a row, and the length of each in the row."""
-BLOCKS = HOPS + 1  # each has a hop of the structure beside it
+BLOCKS = len(SMOOTHINGS)  # each has a hop of the structure beside it, of which there are HOPS + 1
 PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
 """Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
 normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
@@ -63,7 +62,6 @@ class SmoothedEncoder:
     """
 
     auto_steps = 50  # of training by default; more of them took away what the directions began with
-    n_blocks = BLOCKS
     io_threads: int | None = None  # requests that reads of the store have in flight
     n_place = PLACE  # columns of the structure beside each block
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
@@ -75,6 +73,11 @@ class SmoothedEncoder:
                  batch_size: int, seed: int) -> None:
         self.n_components, self.width, self.hidden = n_components, width, hidden
         self.temperature, self.dropout, self.batch_size, self.seed = temperature, dropout, batch_size, seed
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks of a row, one a smoothing."""
+        return len(self.smoothings)
 
     def plan(self, adjacency: csr_array, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features."""
