@@ -1,6 +1,7 @@
 """Fixtures of the storage tests."""
 import os
 
+import numpy as np
 import pytest
 
 
@@ -10,3 +11,13 @@ def syncs(monkeypatch):
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     return synced
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(0).standard_normal((300, 7)).astype(np.float32)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "features.npy"
