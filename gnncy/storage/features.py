@@ -1,12 +1,10 @@
 """Dense features on disk: a standard ``.npy`` file, read by coalesced positional reads."""
-import math
 import os
 import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +28,7 @@ from gnncy.storage._sidecar import (
 )
 from gnncy.storage.layout import checksums
 from gnncy.storage.layout.checksums import VerifyReport, WrittenExtents
-from gnncy.storage.layout.rewrite import GOOD_RUN, permute_rows, pick_rows, tile_rows
+from gnncy.storage.layout.rewrite import copy_rows, good_rows, reorder_rows, tile_rows
 from gnncy.storage.layout.rows import SLICE, RowsFile, open_rows
 
 if TYPE_CHECKING:
@@ -224,18 +222,9 @@ class FeatureStorage:
             dtype = given.newbyteorder("=") if given.kind == "f" and given.itemsize <= 8 else np.float32
         step = _chunk_rows(chunk_rows, shape[1], dtype)
         if chunk_rows is None and order is not None:
-            # So that the parts of a large file's tiles in a chunk do not become small writes.
-            step = max(step, math.isqrt(shape[0] * GOOD_RUN // (shape[1] * np.dtype(dtype).itemsize)))
+            step = max(step, good_rows(shape[0], shape[1] * np.dtype(dtype).itemsize))
         with cls._new_file(path, shape, dtype, order, overwrite) as writer:
-            given = writer.order
-            if given is None or _in_memory(array):
-                for start in range(0, shape[0], step):
-                    writer.append(start, array[start:start + step] if given is None
-                                  else array[given[start:start + step]])
-            else:
-                permute_rows(writer, lambda start, stop: writer.encode(array[start:stop], writer.shape[1], writer.dtype,
-                                                                       f"the block at row {start}"),
-                             lambda start, stop: given[start:stop], step)
+            copy_rows(writer, array, step)
         return cls(path)
 
     @classmethod
@@ -624,20 +613,11 @@ class FeatureStorage:
         opened = self._opened()
         if self._writer == os.getpid():
             self.flush()
-        table = partial(checksums.load_table, table_file(self.path), self.nbytes) if self._rows.summed else None
         # What counts is on the disk, not in the page cache.
         with BlockFile(self.path, direct=True, io_threads=self.io_threads, stats=self.stats) as file:
             if not os.path.sameopenfile(file.fd, opened.fd):
                 raise StorageError(f"{self.path} was replaced by another file while open; open it again")
-            damaged, unchecked = checksums.check(file, self._rows.offset, self.nbytes, table)
-        ranges = checksums.row_ranges(damaged, self._rows.row_bytes, self.n_nodes)
-        nodes = checksums.members(ranges)
-        if len(nodes) and self._rows.position is not None:
-            bad = np.zeros(self.n_nodes, bool)
-            bad[nodes] = True
-            nodes = np.flatnonzero(bad[self._rows.position])
-        return VerifyReport(self.path, self.n_nodes, ranges,
-                            checksums.row_ranges(unchecked, self._rows.row_bytes, self.n_nodes), nodes)
+            return self._rows.verify(file)
 
     def reorder(self, order, path=None, *, memory_limit: int | float | str = "256MB",
                 overwrite: bool = False) -> "FeatureStorage":
@@ -699,18 +679,7 @@ class FeatureStorage:
         with writing(target, (self.n_nodes, self._rows.shape[1]), native, order, overwrite or path is None,
                      finite=self.finite_checked, owned=here and self._writer == os.getpid(),
                      encode=check_rows) as writer:
-            wanted, position = writer.order, self._rows.position
-
-            def source(start: int, stop: int) -> np.ndarray:
-                nodes = np.arange(start, stop) if wanted is None else wanted[start:stop]
-                return nodes if position is None else position[nodes]
-
-            stored = self._on_disk()
-            if 2 * rows >= self.n_nodes and self.file_dtype == native:
-                pick_rows(writer, stored.pick, source, rows)
-            else:
-                permute_rows(writer, lambda start, stop: stored.read(start, stored.empty(stop - start)).astype(
-                    native, copy=False), source, rows)
+            reorder_rows(writer, self._on_disk(), rows)
         if not here:
             return type(self)(target)
         if not self._closed:
@@ -792,12 +761,3 @@ def _chunk_rows(chunk_rows: int | None, dim: int, dtype) -> int:
     if chunk_rows is None:
         return max(1, _CHUNK // (dim * np.dtype(dtype).itemsize))
     return check_int(chunk_rows, "chunk_rows", 1)
-
-
-def _in_memory(array) -> bool:
-    """Whether rows can be taken from an array in any order at no cost."""
-    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
-        if array.base is None:
-            return True
-        array = array.base
-    return False

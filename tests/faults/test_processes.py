@@ -85,9 +85,10 @@ def test_temporaries_in_use_are_left_alone(path):
 KILLED = """
 import os, signal, sys
 import numpy as np
-from gnncy.storage import FeatureStorage, features, layout
+from gnncy.storage import FeatureStorage
+from gnncy.storage.layout import rewrite
 def dies(*arguments): os.kill(os.getpid(), signal.SIGKILL)
-features.pick_rows = features.permute_rows = dies
+rewrite.pick_rows = rewrite.permute_rows = dies
 with FeatureStorage(sys.argv[1]) as store:
     store.reorder(np.arange(200)[::-1])
 """

@@ -256,15 +256,16 @@ def test_killed_in_the_middle(path, x):
         import os, signal, sys
         import numpy as np
         from gnncy.storage import FeatureStorage, features
+        from gnncy.storage.layout import rewrite
         features.tile_rows = lambda *args: 50
-        permute = features.permute_rows
+        permute = rewrite.permute_rows
         def dies(writer, read, source, rows):
             def reads(start, stop):
                 if start > 400:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return read(start, stop)
             permute(writer, reads, source, rows)
-        features.permute_rows = dies
+        rewrite.permute_rows = dies
         FeatureStorage(sys.argv[1]).reorder(np.arange(900)[::-1])
     """)
     killed = subprocess.run([sys.executable, "-c", code, str(path)])

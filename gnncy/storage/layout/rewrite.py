@@ -7,10 +7,11 @@ import numpy as np
 from gnncy._memory import format_bytes
 from gnncy.errors import MemoryLimitError
 from gnncy.storage._blocks import PAGE, ascending
+from gnncy.storage.layout.rows import RowsFile
 
 ROW_OVERHEAD = 64  # bytes that planning the reads and writes of a row takes
 LEAST_RUN = 4096  # bytes of a tile in a chunk, on average, below which a rewrite would be all small writes
-GOOD_RUN = 64 * 1024
+GOOD_RUN = 64 * 1024  # and above which they are large enough
 _FIXED = 8 * 1024 * 1024  # buffers that reads and writes go through
 
 
@@ -27,6 +28,41 @@ def tile_rows(n_rows: int, row_bytes: int, memory_limit: int) -> int:
         raise MemoryLimitError(f"rewriting {n_rows} rows of {row_bytes} bytes in another order needs memory_limit of "
                                f"at least {format_bytes(least)}, got {format_bytes(memory_limit)}")
     return min(n_rows, rows)
+
+
+def good_rows(n_rows: int, row_bytes: int) -> int:
+    """Rows to hold at a time, so that the parts of a tile in a chunk are large writes."""
+    return math.isqrt(n_rows * GOOD_RUN // row_bytes)
+
+
+def copy_rows(writer, array, rows: int) -> None:
+    """Write the rows of anything that is sliced by rows, ``rows`` of them in memory at a time."""
+    order = writer.order
+    if order is None or _in_memory(array):
+        for start in range(0, writer.shape[0], rows):
+            writer.append(start, array[start:start + rows] if order is None else array[order[start:start + rows]])
+    else:
+        permute_rows(writer, lambda start, stop: writer.encode(array[start:stop], writer.shape[1], writer.dtype,
+                                                               f"the block at row {start}"),
+                     lambda start, stop: order[start:stop], rows)
+
+
+def reorder_rows(writer, stored: RowsFile, rows: int) -> None:
+    """Write the rows of a file as they are, ``rows`` of them in memory at a time.
+
+    If a tile can hold half of the file or more, rows go to their places at once.
+    """
+    order, position = writer.order, stored.position
+
+    def source(start: int, stop: int) -> np.ndarray:
+        nodes = np.arange(start, stop) if order is None else order[start:stop]
+        return nodes if position is None else position[nodes]
+
+    if 2 * rows >= writer.shape[0] and stored.dtype == writer.dtype:
+        pick_rows(writer, stored.pick, source, rows)
+    else:
+        permute_rows(writer, lambda start, stop: stored.read(start, stored.empty(stop - start)).astype(
+            writer.dtype, copy=False), source, rows)
 
 
 def permute_rows(writer, read: Callable[[int, int], np.ndarray], source: Callable[[int, int], np.ndarray],
@@ -79,3 +115,12 @@ def inverse_ranks(numbers: np.ndarray) -> np.ndarray:
     rank = np.empty(len(place), np.int64)
     rank[place] = np.arange(len(place))
     return rank
+
+
+def _in_memory(array) -> bool:
+    """Whether rows can be taken from an array in any order at no cost."""
+    while isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+        if array.base is None:
+            return True
+        array = array.base
+    return False

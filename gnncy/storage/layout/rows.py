@@ -2,6 +2,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy as np
 from gnncy.errors import StorageError
 from gnncy.storage._blocks import BlockFile, IOStatistics, read_npy_header
 from gnncy.storage._sidecar import lock, read_order, read_sidecar, sidecar_file, table_file, tidy
-from gnncy.storage.layout.checksums import WrittenExtents
+from gnncy.storage.layout import checksums
+from gnncy.storage.layout.checksums import VerifyReport, WrittenExtents
 from gnncy.storage.layout.reference import HEADER, read_reference
 
 SLICE = 1 << 17  # rows whose reads are planned at once
@@ -57,6 +59,18 @@ class RowsFile:
         """Read rows (ascending) to places of ``out``."""
         self.file.gather(rows * self.stride + self.offset, np.broadcast_to(np.int64(self.row_bytes), len(rows)),
                          place * self.row_bytes, out, in_flight)
+
+    def verify(self, file: BlockFile) -> VerifyReport:
+        """Hold all rows, read through another opening of the same file, against their checksums."""
+        table = partial(checksums.load_table, table_file(file.path), self.nbytes) if self.summed else None
+        damaged, unchecked = (checksums.row_ranges(extents, self.row_bytes, self.shape[0])
+                              for extents in checksums.check(file, self.offset, self.nbytes, table))
+        nodes = checksums.members(damaged)
+        if len(nodes) and self.position is not None:
+            bad = np.zeros(self.shape[0], bool)
+            bad[nodes] = True
+            nodes = np.flatnonzero(bad[self.position])
+        return VerifyReport(file.path, self.shape[0], damaged, unchecked, nodes)
 
     def drop(self, start: int, stop: int) -> None:
         """Tell the system that the pages of rows ``start .. stop - 1`` are not needed again."""
