@@ -2,7 +2,7 @@
 import numpy as np
 
 from gnncy.training.phases import PhaseConfig, PhaseTrainer, PredictionConfig
-from gnncy.training.phases.phase_trainer import Phase
+from gnncy.training.phases.steps import Phase
 
 FREE = PredictionConfig("last", min_correlation=None, correction_weight=0.0)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gnncy.training.phases import PhaseConfig, PhaseTrainer, PredictionConfig
-from gnncy.training.phases.phase_trainer import Phase
+from gnncy.training.phases.steps import Phase
 from phase_loop import FREE, config, sequence, take, trainer
 
 # -- the order of steps
