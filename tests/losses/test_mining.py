@@ -226,7 +226,7 @@ def test_s4_24_gradients_go_back_through_the_indices(k):
     assert abs(numeric - (grads.table * direction).sum()) < 1e-6 * abs(numeric)
 
 
-def test_s4_24_nan_is_refused_by_name_and_a_kernel_passes_it_over():
+def test_s4_24_nan_is_refused_by_name():
     a, c = data(3, 4), data(6, 4)
     c[4, 1] = np.nan
     with pytest.raises(ValueError, match=r"candidates contains inf or nan values .1 of 24, first at index \(4, 1\)"):

@@ -123,7 +123,7 @@ def test_from_blocks_streams_and_counts(path, x):
                                     order=order) as store:
         np.testing.assert_array_equal(store[:], x)
     for blocks in ([x[:100]], [x, x[:1]]):
-        with pytest.raises(ValueError, match="shape .* needs 300|needs 300"):
+        with pytest.raises(ValueError, match="shape .* needs 300"):
             FeatureStorage.from_blocks(path.with_name("other.npy"), x.shape, blocks)
     assert sorted(f.name for f in path.parent.iterdir()) == ["features.npy", "features.npy.crc32.npy",
                                                              "features.npy.json", "features.npy.order.npy"]
@@ -158,9 +158,8 @@ def test_indexing_is_numpys(path, x):
     mask = np.random.default_rng(3).random(300) < 0.3
     for order in (None, np.arange(300)[::-1]):
         with FeatureStorage.from_array(x, path, order=order, overwrite=True) as store:
-            for key in (0, -1, np.int64(4), slice(None), slice(3, 40), slice(40, 3), slice(None, None, -7), slice(-5,
-                                                                                                                  None),
-                        [1, -2, 1], np.array([], np.int64), mask, np.array([2, 3], np.uint8)):
+            for key in (0, -1, np.int64(4), slice(None), slice(3, 40), slice(40, 3), slice(None, None, -7),
+                        slice(-5, None), [1, -2, 1], np.array([], np.int64), mask, np.array([2, 3], np.uint8)):
                 np.testing.assert_array_equal(store[key], x[key])
             np.testing.assert_array_equal(store.take([4, 2]), x[[4, 2]])
             for key in (300, -301):
@@ -305,8 +304,8 @@ def test_of_repeated_ids_the_last_row_stays(path, small_runs):
 def test_what_is_not_written(path, x):
     with FeatureStorage.create(path, 300, 7) as store:
         for ids, rows, error, text in (
-                ([0, 1], x[:1], ValueError, "one row for each of the 2 ids"), ([0], x[:1, :6], ValueError,
-                                                                               r"shape \(n, 7\)"),
+                ([0, 1], x[:1], ValueError, "one row for each of the 2 ids"),
+                ([0], x[:1, :6], ValueError, r"shape \(n, 7\)"),
                 ([300], x[:1], IndexError, r"0\.\.299"), (0, [np.nan] * 7, ValueError, "inf or nan"),
                 (0, [1e300] * 7, ValueError, "as float32, contains inf"), (0, [1j] * 7, TypeError, "real numbers")):
             with pytest.raises(error, match=text):

@@ -69,11 +69,11 @@ def test_a_missing_file(path):
 
 
 @pytest.mark.parametrize("change, text", [
-    (dict(version=0), "format version 0"), (dict(version=3), "format version 3"), (dict(format="zarr"),
-                                                                                   "another program"),
+    (dict(version=0), "format version 0"), (dict(version=3), "format version 3"),
+    (dict(format="zarr"), "another program"),
     (dict(shape=[300, 8]), "not the one that"), (dict(dtype="float64"), "not the one that"),
-    (dict(header_crc32=5), "not the one that"), (dict(dtype=None), "damaged|not the one"), (dict(shape=None),
-                                                                                            "damaged"),
+    (dict(header_crc32=5), "not the one that"), (dict(dtype=None), "damaged|not the one"),
+    (dict(shape=None), "damaged"),
     (dict(order="features.npy.order.npy"), "by its checksum"),
     (dict(finite=False), "by its checksum"), (None, "damaged or foreign"),
 ])

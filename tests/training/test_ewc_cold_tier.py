@@ -35,7 +35,6 @@ def test_disk_has_the_mean_square_of_samples(tmp_path, form, monkeypatch):
         np.testing.assert_allclose(ewc.gradient(table + 1), 2 * fisher, rtol=1e-5)
         assert ewc.penalty(table) == 0
         assert ewc.penalty(table + 1) == pytest.approx(fisher.sum(), rel=1e-5)
-    assert ColdTierEWC.open(tmp_path).close() is None
 
 
 def test_the_reference_facts(tmp_path):
@@ -133,8 +132,12 @@ def test_s0_29_sums_are_of_float64(tmp_path):
         ewc.compute_fisher(np.r_[4096.0, np.ones(1000)].reshape(-1, 1, 1))
         ewc.consolidate(np.zeros((1, 1)))
         assert ewc.gradient(np.ones((1, 1)))[0, 0] == pytest.approx((4096.0**2 + 1000) / 1001, rel=1e-7)
-    with pytest.raises(ValueError, match="n_params must be at least 1"):
-        ColdTierEWC.create(tmp_path / "none", 0, 1)
+
+def test_a_size_of_zero_is_refused(tmp_path):
+    for size, message in (((0, 1), "n_params"), ((1, 0), "dim")):
+        with pytest.raises(ValueError, match=f"{message} must be at least 1"):
+            ColdTierEWC.create(tmp_path / "none", *size)
+    assert not (tmp_path / "none").exists()
 
 
 def test_s0_30_the_disk_needs_a_fisher_too(tmp_path):
