@@ -7,9 +7,13 @@ import os
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-from gnncy._kernels import cpu  # type: ignore[attr-defined]
-
 _HERE = Path(__file__).parent
+
+try:
+    from gnncy._kernels import cpu  # type: ignore[attr-defined]
+except ImportError as error:
+    raise ImportError(f"no compiled kernels in {_HERE}: if this is a checkout, run Python in another folder, where it "
+                      f"finds the installed gnncy, or compile them here: pip install -e .") from error
 
 
 def _modules(level: str) -> dict[str, str]:
