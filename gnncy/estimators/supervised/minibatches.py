@@ -20,7 +20,7 @@ STRENGTHS = (0.1, 1.0, 10.0, 100.0)  # C of the first solution, the best for val
 CHUNK = 4096  # rows that are embedded at a time
 
 
-class Rows:
+class RowMinibatches:
     """Single rows of the smoothed store."""
 
     def __init__(self, encoder, adjacency, store, dropout: float) -> None:
@@ -93,7 +93,7 @@ class PrincipalMLP(nn.Module):
 
 
 class Seeds(NamedTuple):
-    """A minibatch of ``Neighbourhoods``."""
+    """Nodes, and their sampled neighbourhoods."""
 
     ids: np.ndarray
     sample: Any
@@ -103,8 +103,8 @@ class Seeds(NamedTuple):
         return self.sample.nodes
 
 
-class Neighbourhoods:
-    """Sampled neighbourhoods of nodes and their features."""
+class SampledMinibatches:
+    """Sampled neighbourhoods of nodes, with their features."""
 
     def __init__(self, encoder, adjacency, store, dropout: float) -> None:
         self.body, self.scale, self.dropout = encoder.model_.encoder, encoder.scale_, dropout

@@ -8,7 +8,7 @@ from gnncy._random import stream
 from gnncy.estimators.encoders.sampled import SampledEncoder
 from gnncy.estimators.graph_encoder import GraphEncoder
 from gnncy.estimators.supervised.labels import Task
-from gnncy.estimators.supervised.minibatches import WARM_ROWS, Neighbourhoods, Rows
+from gnncy.estimators.supervised.minibatches import WARM_ROWS, RowMinibatches, SampledMinibatches
 from gnncy.optim import Adam
 from gnncy.storage import HyperbatchIterator
 from gnncy.training import EarlyStopping, SnapshotFolder, Trainer
@@ -50,7 +50,7 @@ class SupervisedEncoder(GraphEncoder):
             raise ValueError(f"y must have one label per node: X has {adjacency.shape[0]} nodes, y {len(task.codes)} "
                              "entries (inconsistent numbers of samples)")
         sampled = isinstance(encoder, SampledEncoder)
-        source = (Neighbourhoods if sampled else Rows)(encoder, adjacency, store, task.dropout)
+        source = (SampledMinibatches if sampled else RowMinibatches)(encoder, adjacency, store, task.dropout)
         self.head_ = nn.Linear(self.n_components, task.outputs, rng=stream(encoder.seed, "head"))
         self.head_.weight.data[...] = 0
         model = nn.Sequential(source.body, self.head_)
