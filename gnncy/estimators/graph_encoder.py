@@ -28,10 +28,11 @@ from gnncy.estimators.encoders.rows import RowEncoder
 from gnncy.estimators.encoders.sampled import SampledEncoder
 from gnncy.estimators.encoders.smoothed import SmoothedEncoder
 from gnncy.estimators.growing import KeepClose, successor
+from gnncy.estimators.stored import look_over
 from gnncy.graph import as_csr
 from gnncy.losses.joint_embedding.objective import JointEmbedding, check_objectives
 from gnncy.optim import Adam, CosineSchedule, WarmupSchedule
-from gnncy.storage import as_storage
+from gnncy.storage import GraphStorage, as_storage
 from gnncy.storage._blocks import ARENA, STREAMS
 from gnncy.storage.passes import is_sparse
 from gnncy.storage.plans.disk import known_disk
@@ -45,6 +46,8 @@ GROWTH_STEPS = 50  # of a graph that grew
 LEAST_BATCH = 256  # of a small graph; above it a minibatch is at most a fifth of the nodes
 LEARNING_RATE = WarmupSchedule(CosineSchedule(1.0, 0.0, 0.95), length=0.05, start=1 / 21)
 """Factor of the learning rate over the run's progress: linear over the first twentieth, then half a cosine to 0."""
+STREAMED = ("propagate", "mlp")  # encoders to which arcs may come from the disk
+TILES_SHARE = 0.5  # of what smoothing leaves free, for more columns at a time
 BUFFER_SHARE = 0.3  # of what a stage leaves free, for read buffers; the rest is for what BLAS and malloc hold
 
 
@@ -166,9 +169,11 @@ class GraphEncoder(Estimator):
 
         Parameters
         ----------
-        X : sparse array or matrix, shape (n, n)
+        X : sparse array or matrix, shape (n, n), or GraphStorage
             The adjacency; weights count. ``"propagate"`` smooths both ways along an arc, and keeps the ratio of
-            out-degree and in-degree as a column; the others follow arcs as given.
+            out-degree and in-degree as a column; the others follow arcs as given. A
+            :class:`~gnncy.storage.GraphStorage` is for ``"propagate"``, where its edges must be stored in both
+            directions, and ``"mlp"``: its arcs are read block by block, to the same bits as in memory.
         y : ignored
         features : array, sparse array, FeatureStorage, SparseFeatureStorage or path of a ``.npy``, shape (n, d)
             Without features, the adjacency's own rows are used.
@@ -182,7 +187,7 @@ class GraphEncoder(Estimator):
         StorageError
             If a file cannot be read or written, or ``checkpoint_dir`` holds another run.
         """
-        with self._verbose_logging(), _checked(X, features) as (adjacency, features):
+        with self._verbose_logging(), self._checked(X, features) as (adjacency, features):
             encoder = self._new_encoder(seed_from(self.random_state), adjacency.shape[0])
             self._learn(encoder, adjacency, features, self.max_epochs)
             self._growths = 0
@@ -202,7 +207,7 @@ class GraphEncoder(Estimator):
 
         Parameters
         ----------
-        X : sparse array or matrix, shape (n, n)
+        X : sparse array or matrix, shape (n, n), or GraphStorage
             The whole grown graph.
         y : ignored
         features : as in :meth:`fit`, shape (n, ``n_features_in_``)
@@ -242,7 +247,7 @@ class GraphEncoder(Estimator):
 
         Parameters
         ----------
-        X : sparse array or matrix, shape (m, m)
+        X : sparse array or matrix, shape (m, m), or GraphStorage
         features : as in :meth:`fit`, shape (m, ``n_features_in_``)
         out : path-like, optional
             Where to write the embedding as ``.npy``; it is then returned memory-mapped.
@@ -254,8 +259,10 @@ class GraphEncoder(Estimator):
         self._check_fitted()
         with self._verbose_logging(), self._checked_again(X, features) as (adjacency, features):
             plan = self._plan(self._encoder, adjacency, features)
-            plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in ("smooth", "embed")}
+            kept = ("look over", "smooth", "embed")
+            plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in kept}
             plan.check()
+            self._looked_over(adjacency)
             with (tempfile.TemporaryDirectory(prefix="gnncy-") as scratch, working_threads(self.n_jobs),
                   _prepared(self._encoder, adjacency, features, Path(scratch), fit=False) as store):
                 path = Path(scratch) / "embedding.npy" if out is None else Path(out)
@@ -264,7 +271,7 @@ class GraphEncoder(Estimator):
 
     def estimate(self, X, *, features=None) -> MemoryPlan:
         """The memory plan of :meth:`fit` with these arguments, before anything is read or written."""
-        with _checked(X, features) as (adjacency, features):
+        with self._checked(X, features) as (adjacency, features):
             return self._plan(self._new_encoder(0, adjacency.shape[0]), adjacency, features)
 
     def get_feature_names_out(self, input_features=None):
@@ -272,13 +279,23 @@ class GraphEncoder(Estimator):
         self._check_fitted()
         return np.array([f"{type(self).__name__.lower()}{i}" for i in range(self.n_components)], dtype=object)
 
+    def _checked(self, X, features):
+        """:func:`_checked`, where arcs may be on disk."""
+        if isinstance(X, GraphStorage):
+            if self.encoder not in STREAMED:
+                raise ValueError(f"encoder={self.encoder!r} goes from arc to arc, which are in memory for it: give "
+                                 "graph.to_csr(), or take encoder='propagate'")
+            if X.symmetric is False and self.encoder != "mlp":
+                raise _one_way(X)
+        return _checked(X, features, on_disk=True)
+
     @contextmanager
     def _checked_again(self, X, features):
-        """:func:`_checked`, and features of the width that the encoder was fitted with."""
-        X = X if issparse(X) else check_array(X, "X")
+        """:meth:`_checked`, and features of the width that the encoder was fitted with."""
+        X = X if issparse(X) or isinstance(X, GraphStorage) else check_array(X, "X")
         if features is None and X.shape[1] != self.n_features_in_:
             raise ValueError(self._other_width(X.shape[1]))
-        with _checked(X, features) as (adjacency, features):
+        with self._checked(X, features) as (adjacency, features):
             if features.shape[1] != self.n_features_in_:
                 raise ValueError(self._other_width(features.shape[1]))
             yield adjacency, features
@@ -286,6 +303,15 @@ class GraphEncoder(Estimator):
     def _other_width(self, columns: int) -> str:
         return (f"X has {columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
                 "input")
+
+    def _looked_over(self, adjacency) -> int | list[int]:
+        """A checksum of the graph; one on disk is gone over once, and must have what is needed of it."""
+        if not isinstance(adjacency, GraphStorage):
+            return _checksum(adjacency)
+        found = look_over(adjacency, type(self).__name__)
+        if not found.symmetric and self.encoder != "mlp":
+            raise _one_way(adjacency)
+        return [found.checksum, found.weights]
 
     # -- the parts of fit
 
@@ -295,7 +321,7 @@ class GraphEncoder(Estimator):
         plan = self._plan(encoder, adjacency, features)
         plan.check()
         log.info("%s", plan)
-        run = self._fingerprint(encoder.seed, n, adjacency, features)
+        run = self._fingerprint(encoder.seed, n, adjacency, features, self._looked_over(adjacency))
         if keep is not None:
             run["grown"] = {"from": _checksum(as_storage(keep.embedding)), "closeness": keep.closeness,
                             "max_epochs": max_epochs}
@@ -356,6 +382,10 @@ class GraphEncoder(Estimator):
     def _plan(self, encoder, adjacency, features) -> MemoryPlan:
         held = 0 if self._start_up is None else max(_memory.rss() - self._start_up, 0)
         plan = MemoryPlan(resolve_limit(self.memory_limit), encoder.plan(adjacency, features, 0), held)
+        if isinstance(adjacency, GraphStorage):
+            spare = min(plan.left(stage) for stage in ("reduce", "smooth") if stage in plan.stages)
+            encoder.widen(features, int(spare * TILES_SHARE))
+            plan.stages = encoder.plan(adjacency, features, 0)
         if self.phases is not None:  # recorded gradients, one being written, one predicted
             train = plan.stages["train"]
             train["gradient history"] = (self.phases.prediction.capacity + 2) * train["weights, gradients, Adam"] // 4
@@ -366,7 +396,7 @@ class GraphEncoder(Estimator):
             train["read buffers"] = min(train["read buffers"] + spare, max(train["read buffers"], most))
         return plan
 
-    def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
+    def _fingerprint(self, seed: int, n: int, adjacency, features, checksum=None) -> dict:
         free = {"memory_limit", "n_jobs", "prefetch", "verbose", "checkpoint_dir", "callbacks", "random_state"}
         parameters = {k: v for k, v in self.get_params().items() if k not in free}
         if self.phases is None:
@@ -376,8 +406,9 @@ class GraphEncoder(Estimator):
         for name, default in (("objective", "infonce"), ("positives", "neighbors")):  # likewise
             if parameters.get(name) == default:
                 parameters.pop(name)
+        checksum = _checksum(adjacency) if checksum is None else checksum
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
-                                      "adjacency": _checksum(adjacency), "features": list(features.shape),
+                                      "adjacency": checksum, "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))
 
     def _folder(self, inner: str) -> Path:
@@ -431,11 +462,14 @@ class GraphEncoder(Estimator):
 
 
 @contextmanager
-def _checked(X, features):
+def _checked(X, features, *, on_disk: bool = False):
     """The adjacency in canonical form and the features as a storage; a file that is opened here is closed after."""
-    adjacency = as_csr(X if issparse(X) or hasattr(X, "to_csr") else check_array(X, "X"), name="X")
+    if on_disk and isinstance(X, GraphStorage):
+        adjacency = X
+    else:
+        adjacency = as_csr(X if issparse(X) or hasattr(X, "to_csr") else check_array(X, "X"), name="X")
     n = adjacency.shape[0]
-    if adjacency.nnz and adjacency.data.min() < 0:
+    if issparse(adjacency) and adjacency.nnz and adjacency.data.min() < 0:
         raise GraphFormatError(f"Negative values in data passed to GraphEncoder: X has weights down to "
                                f"{adjacency.data.min():g}, and a mean over neighbours needs weights of at least 0; use "
                                "abs(X) or drop them")
@@ -452,6 +486,11 @@ def _checked(X, features):
     finally:
         if isinstance(features, (str, os.PathLike)):
             storage.close()
+
+
+def _one_way(graph: GraphStorage) -> GraphFormatError:
+    return GraphFormatError(f"{graph.path} has arcs without a reverse of the same weight, and encoder='propagate' "
+                            "needs both: store it by GraphStorage.from_edges(..., directed=False)")
 
 
 @contextmanager

@@ -34,9 +34,9 @@ class RowEncoder(SmoothedEncoder):
         stages["train"] |= joint_plan(self.objectives, size, weights, self.batch_size)
         return stages
 
-    def _structure(self, adjacency, both_ways, features, *, fit: bool) -> np.ndarray:
+    def _structure(self, adjacency, both_ways, features, folder, *, fit: bool) -> np.ndarray:
         if self.hops:
-            return super()._structure(adjacency, both_ways, features, fit=fit)
+            return super()._structure(adjacency, both_ways, features, folder, fit=fit)
         self.structure_ = np.empty((0, 0, 0), np.float32)
         return np.empty((features.shape[0], 1, 0), np.float32)
 

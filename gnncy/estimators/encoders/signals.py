@@ -1,22 +1,26 @@
 """What a graph says about itself without labels: which way to smooth it, and where its nodes stand in it."""
-import numpy as np
-from scipy.sparse import csr_array, issparse
+from pathlib import Path
 
-from gnncy.graph import degrees, normalize, spmm
+import numpy as np
+from scipy.sparse import issparse
+
+from gnncy.estimators.encoders.matrices import mean_matrix
+from gnncy.estimators.stored import Graph, arc_counts, row_blocks
 from gnncy.storage.passes import iter_nodes
+from gnncy.storage.passes.diffuse import multiply
 
 DISASSORTATIVE = -0.11  # below it, arcs lead from small nodes to hubs: taxonomies, package relations, followers
 HOPS = 3
 PLACE = 3  # columns of `structure` for each number of hops
 
 
-def degree_assortativity(adjacency: csr_array) -> float:
+def degree_assortativity(adjacency: Graph) -> float:
     """Correlation of the logarithms of the degrees at the two ends of an arc, -1 to 1; 0 where all are equal.
 
     The graph must be symmetric. After M. E. J. Newman, "Assortative mixing in networks", Physical Review Letters 89
     (2002); the logarithm keeps a few hubs from deciding alone.
     """
-    degree = degrees(adjacency)
+    degree = arc_counts(adjacency)
     log_degree = np.log(np.maximum(degree, 1))
     arcs = adjacency.nnz
     if not arcs:
@@ -26,8 +30,10 @@ def degree_assortativity(adjacency: csr_array) -> float:
     variance = degree @ centred**2 / arcs
     if variance < 1e-12:
         return 0.0
-    sums = np.add.reduceat(np.append(centred[adjacency.indices], 0.0), adjacency.indptr[:-1])
-    sums[degree == 0] = 0.0  # reduceat gives an empty row the entry that follows
+    sums = np.zeros(len(degree))
+    for first, rows in row_blocks(adjacency):
+        filled = np.flatnonzero(np.diff(rows.indptr))  # reduceat gives an empty row the entry that follows
+        sums[first + filled] = np.add.reduceat(centred[rows.indices], rows.indptr[filled])
     return float(centred @ sums / arcs / variance)
 
 
@@ -40,18 +46,20 @@ def row_lengths(features) -> np.ndarray:
     return lengths
 
 
-def structure(directed: csr_array, both_ways: csr_array, lengths: np.ndarray) -> np.ndarray:
+def structure(directed: Graph, both_ways: Graph, lengths: np.ndarray, folder: Path | None = None) -> np.ndarray:
     """What scaling rows to length 1 and averaging over neighbours lose, ``n x (HOPS + 1) x PLACE``.
 
     The logarithms of a row's length and of the degree, the logarithm of out-degree over in-degree, and the
-    means of these over the neighbours once, twice and three times.
+    means of these over the neighbours once, twice and three times. ``folder`` is for a matrix on disk.
     """
     n = len(lengths)
-    out = degrees(directed)
-    into = np.bincount(directed.indices, minlength=n)
+    out = arc_counts(directed)
+    into = out if directed is both_ways else np.bincount(directed.indices, minlength=n)
     found = np.empty((n, HOPS + 1, PLACE), np.float32)
-    found[:, 0] = np.stack([np.log1p(lengths), np.log1p(degrees(both_ways)), np.log1p(out) - np.log1p(into)], axis=1)
-    mean_over_neighbors = normalize(both_ways, "row", self_loops=0.0)
-    for hop in range(HOPS):
-        found[:, hop + 1] = spmm(mean_over_neighbors, np.ascontiguousarray(found[:, hop]))
+    found[:, 0] = np.stack([np.log1p(lengths), np.log1p(arc_counts(both_ways)), np.log1p(out) - np.log1p(into)], axis=1)
+    heard = np.empty((n, PLACE), np.float32)
+    with mean_matrix(both_ways, folder) as mean_over_neighbors:
+        for hop in range(HOPS):
+            multiply(mean_over_neighbors, np.ascontiguousarray(found[:, hop]), heard)
+            found[:, hop + 1] = heard
     return found

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array, diags_array
+from scipy.sparse import csr_array
 
 from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
+from gnncy.estimators.encoders.matrices import graph_plan, mean_matrix, symmetric_matrix
 from gnncy.estimators.encoders.signals import (
     DISASSORTATIVE,
     PLACE,
@@ -17,12 +18,14 @@ from gnncy.estimators.encoders.signals import (
     row_lengths,
     structure,
 )
-from gnncy.graph import as_csr, degrees, is_symmetric, normalize, undirected
+from gnncy.estimators.stored import Graph
+from gnncy.graph import is_symmetric, undirected
 from gnncy.losses import drop_blocks, info_nce
 from gnncy.nn import Tensor
-from gnncy.storage import FeatureStorage, HyperbatchIterator
+from gnncy.storage import FeatureStorage, GraphStorage, HyperbatchIterator
 from gnncy.storage.passes import (
     CHUNK,
+    OVERSAMPLING,
     TILE,
     Diffusion,
     FeatureReducer,
@@ -67,6 +70,8 @@ class SmoothedEncoder:
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
     smoothings: tuple[tuple[Diffusion, float], ...] = SMOOTHINGS
     given: str | None = None  # propagation, in place of the one that the signal chooses
+    hops = True  # whether the graph counts
+    tiles = 1  # of columns that are smoothed at a time: as many as there is room for where arcs are on disk
     model_: Any
 
     def __init__(self, *, n_components: int, width: int, hidden: int, temperature: float, dropout: float,
@@ -79,31 +84,34 @@ class SmoothedEncoder:
         """Blocks of a row, one a smoothing."""
         return len(self.smoothings)
 
-    def plan(self, adjacency: csr_array, features, buffer: int) -> dict[str, dict[str, int]]:
+    def plan(self, adjacency: Graph, features, buffer: int) -> dict[str, dict[str, int]]:
         """What each stage holds for a graph and features."""
-        (n, d), nnz, sparse = features.shape, adjacency.nnz, is_sparse(features)
+        (n, d), sparse = features.shape, is_sparse(features)
         width = self._reduced_width(n, d, sparse)
         columns = self.store_columns(n, d, sparse)
-        both_ways = 0 if is_symmetric(adjacency) else 16 * nnz
-        graph = {"graph": 12 * nnz + 16 * n + both_ways, "propagation matrix": max(8 * nnz, both_ways) + 8 * n}
+        held, graph, looking = graph_plan(adjacency, symmetric=not self.hops or _symmetric(adjacency))
         chunk = {"chunk of rows": 4 * 4 * CHUNK}
         k = self.n_components
         weights = columns * (k + self.hidden) + self.hidden * (k + 1) + 4 * k * k + 3 * k
         rows, views = self.batch_size, 2 * self.batch_size
         activations = 4 * ((rows + views) * columns + 1024 * rows
                            + max(views * columns, views * (3 * self.hidden + 12 * k)))
-        stages = {}
+        stages = {"look over": looking} if looking else {}
         if self._reduces(d, sparse):
-            stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d)}
-        stages["smooth"] = graph | chunk | {"column tiles": 4 * 4 * n * TILE, "basis": 4 * d * width}
-        stages["directions"] = {"graph": 12 * nnz + 8 * n, "second moments": 5 * 8 * columns**2,
-                                "chunk of rows": 2 * 4 * CHUNK}
-        stages["train"] = {"graph": 12 * nnz + 8 * n, "weights, gradients, Adam": 4 * 4 * weights,
-                           "activations": activations,
-                           "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
-        stages["embed"] = {"graph": 12 * nnz + 8 * n, "weights": 4 * weights,
-                           "chunk of rows": 4 * chunk_rows(columns) * (2 * columns + 4 * self.hidden + 4 * k)}
+            stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d, self.tiles)}
+        stages["smooth"] = graph | chunk | {"column tiles": 4 * 4 * n * TILE * self.tiles, "basis": 4 * d * width}
+        stages["directions"] = held | {"second moments": 5 * 8 * columns**2, "chunk of rows": 2 * 4 * CHUNK}
+        stages["train"] = held | {"weights, gradients, Adam": 4 * 4 * weights, "activations": activations,
+                                  "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
+        stages["embed"] = held | {"weights": 4 * weights, "chunk of rows": 4 * chunk_rows(columns) * (
+            2 * columns + 4 * self.hidden + 4 * k)}
         return stages
+
+    def widen(self, features, room: int) -> None:
+        """Smooth more tiles at a time, in so many bytes more: a pass over arcs on disk serves them all."""
+        (n, d), sparse = features.shape, is_sparse(features)
+        most = self._reduced_width(n, d, sparse) + self._reduces(d, sparse) * OVERSAMPLING
+        self.tiles = min(1 + max(room, 0) // (4 * 4 * n * TILE), -(-most // TILE))
 
     def least_buffer(self, columns: int) -> int:
         """Bytes of the smallest read buffers: two minibatches."""
@@ -119,13 +127,15 @@ class SmoothedEncoder:
     def _reduced_width(self, n: int, d: int, sparse: bool) -> int:
         return min(max(self.width - self.n_place, 1), n, d) if self._reduces(d, sparse) else d
 
-    def prepare(self, adjacency: csr_array, features, work: Path, *, fit: bool) -> FeatureStorage:
+    def prepare(self, adjacency: Graph, features, work: Path, *, fit: bool) -> FeatureStorage:
         """The store of smoothed rows, kept in ``work``; resumes where a stage is whole.
 
         What later graphs need as well lies beside ``work``: the basis, the centres, the choice of propagation.
         """
         path, state = work / "smoothed.npy", work.parent / "smoothing.npz"
-        both_ways = adjacency if is_symmetric(adjacency) else undirected(adjacency)
+        if not self.hops:
+            adjacency = csr_array(adjacency.shape, dtype=np.float32)
+        both_ways = adjacency if _symmetric(adjacency) else undirected(adjacency)
         if not fit:
             self._smooth(adjacency, both_ways, features, work, path, fit=False)
             return FeatureStorage.open(path, io_threads=self.io_threads)
@@ -153,7 +163,12 @@ class SmoothedEncoder:
         self.reducer_ = FeatureReducer(self._reduced_width(n, d, sparse), seed=derive(self.seed, "reduce"))
         if not self.reducer_.load(work.parent, d):
             log.info("reducing %d feature columns to %d", d, self.reducer_.width)
-            self.reducer_.fit(features, normalize(adjacency, "sym", self_loops=1.0), self.basis_diffusion, work)
+            if self.basis_diffusion is None:
+                self.reducer_.fit(features)
+            else:
+                with symmetric_matrix(adjacency, work) as matrix:
+                    self.reducer_.fit(features, matrix, self.basis_diffusion, work, self.tiles)
+                del matrix
             self.reducer_.save(work.parent)
             _memory.trim()
 
@@ -164,10 +179,12 @@ class SmoothedEncoder:
                 self.propagation_ = self.given or choose_propagation(both_ways)
             log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, self.n_blocks,
                      source.shape[1])
-            matrix = propagation_matrix(both_ways, self.propagation_)
-            blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.smoothings], folder)
+            exponent, loops = PROPAGATIONS[self.propagation_]
+            with mean_matrix(both_ways, folder, exponent=exponent, loops=loops) as matrix:
+                blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.smoothings], folder,
+                                       self.tiles)
         del matrix
-        place = self._structure(adjacency, both_ways, features, fit=fit)
+        place = self._structure(adjacency, both_ways, features, folder, fit=fit)
         if fit:
             self.centre_ = np.stack([_column_means(block) for block in blocks])
         n, width = blocks[0].shape
@@ -192,9 +209,9 @@ class SmoothedEncoder:
             block.close()
         _memory.trim()
 
-    def _structure(self, adjacency, both_ways, features, *, fit: bool) -> np.ndarray:
+    def _structure(self, adjacency, both_ways, features, folder: Path, *, fit: bool) -> np.ndarray:
         """Columns of the structure beside each block, standardised: n x blocks x columns."""
-        place = structure(adjacency, both_ways, row_lengths(features))
+        place = structure(adjacency, both_ways, row_lengths(features), folder)
         if fit:
             self.structure_ = np.stack([place.mean(axis=0, dtype=np.float64),
                                         np.maximum(place.std(axis=0, dtype=np.float64), STRUCTURE_SPREAD)],
@@ -218,7 +235,7 @@ class SmoothedEncoder:
         np.multiply(fill, np.float32(FILL_SCALE), out=fill)
         _memory.trim()
 
-    def epochs(self, adjacency: csr_array, store: FeatureStorage, *, buffer: int, prefetch: bool):
+    def epochs(self, adjacency: Graph, store: FeatureStorage, *, buffer: int, prefetch: bool):
         """A function ``(epoch, first)`` that gives an epoch's minibatches of shuffled rows from ``first`` on."""
         n = store.shape[0]
 
@@ -253,7 +270,7 @@ class SmoothedEncoder:
         kept = drop_blocks(x, x.shape[1] // self.n_blocks, self.dropout, key)
         return nn.dropout(Tensor(kept), self.dropout, key=derive(key, "columns")).data
 
-    def embed(self, adjacency: csr_array, store: FeatureStorage, path: Path, folder: Path) -> None:
+    def embed(self, adjacency: Graph, store: FeatureStorage, path: Path, folder: Path) -> None:
         """Write the embedding of every row of the store, in one pass."""
         n = store.shape[0]
 
@@ -265,22 +282,15 @@ class SmoothedEncoder:
         FeatureStorage.from_blocks(path, (n, self.n_components), rows(), dtype=np.float32, overwrite=True).close()
 
 
-def choose_propagation(adjacency: csr_array) -> str:
+def choose_propagation(adjacency: Graph) -> str:
     """The name in ``PROPAGATIONS`` that suits a symmetric graph, by how its degrees go together."""
     assortativity = degree_assortativity(adjacency)
     log.info("degree assortativity %.2f", assortativity)
     return "hubs" if assortativity < DISASSORTATIVE else "even"
 
 
-def propagation_matrix(adjacency: csr_array, kind: str) -> csr_array:
-    """The row-stochastic matrix of a name in ``PROPAGATIONS``: rows of :math:`(A + w I) D^{-b}`, summing to 1."""
-    exponent, loops = PROPAGATIONS[kind]
-    degree = np.maximum(degrees(adjacency), 1).astype(np.float64)
-    scaled = csr_array(adjacency, copy=True)
-    scaled.data *= (degree**-exponent)[scaled.indices].astype(scaled.dtype)
-    if loops:
-        scaled = as_csr(scaled + diags_array(loops * degree**-exponent).astype(scaled.dtype))
-    return normalize(scaled, "row", self_loops=0.0)
+def _symmetric(adjacency: Graph) -> bool:
+    return isinstance(adjacency, GraphStorage) or is_symmetric(adjacency)  # one on disk has been looked over
 
 
 def _column_means(tiles) -> np.ndarray:

@@ -2,6 +2,7 @@
 from gnncy.storage.passes.diffuse import Diffusion, diffuse_tiles
 from gnncy.storage.passes.reduce import (
     CHUNK,
+    OVERSAMPLING,
     FeatureReducer,
     chunk_rows,
     fixed_signs,
@@ -13,5 +14,5 @@ from gnncy.storage.passes.reduce import (
 from gnncy.storage.passes.stream import PassPlan, propagate, sign_features
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
-__all__ = ["CHUNK", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "PassPlan", "chunk_rows", "diffuse_tiles",
+__all__ = ["CHUNK", "OVERSAMPLING", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "PassPlan", "chunk_rows", "diffuse_tiles",
            "fixed_signs", "is_sparse", "iter_nodes", "propagate", "reduced_tiles", "sign_features", "unit_rows"]

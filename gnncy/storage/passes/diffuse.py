@@ -7,8 +7,15 @@ from scipy.sparse import csr_array
 
 from gnncy._check import check_choice, check_float, check_int
 from gnncy.graph import Block, spmm
+from gnncy.storage._blocks import one_ahead
 from gnncy.storage.passes.smoothing import mix
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
+from gnncy.storage.topology import GraphStorage
+
+ARCS = 1 << 18  # of a block that a pass over a matrix on disk reads
+BLOCK_BYTES = 64  # that one of them takes, with its row and the blocks that are read meanwhile, at most
+
+Matrix = Block | GraphStorage
 
 
 @dataclass(frozen=True)
@@ -47,31 +54,50 @@ class Diffusion:
         check_int(self.steps, "steps", 0)
         check_float(self.alpha, "alpha", 0.0, 1.0)
 
-    def __call__(self, matrix: csr_array | Block, x: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> np.ndarray:
-        """Write the diffused ``x`` to ``out``, using ``scratch``; all ``n x w``, distinct."""
+    def __call__(self, matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray, scratch: np.ndarray) -> np.ndarray:
+        """Write the diffused ``x`` to ``out``, using ``scratch``; all ``n x w`` or ``k x n x w``, distinct."""
         source, target = (out, scratch) if self.steps % 2 == 0 else (scratch, out)
         np.copyto(source, x)
         for _ in range(self.steps):
-            spmm(matrix, source, out=target)
+            multiply(matrix, source, target)
             if self.kind == "appnp":
-                mix(target, x, self.alpha)
+                mix(target.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), self.alpha)
             source, target = target, source
         return out
 
 
-def diffuse_tiles(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[Diffusion], folder) -> list[ColumnTiles]:
-    """Diffuse a matrix that lies on disk; one :class:`ColumnTiles` per diffusion.
+def multiply(matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray) -> None:
+    """Write ``matrix @ x`` to ``out``; both ``n x w``, or ``k x n x w``: one pass over a matrix on disk for all k."""
+    pairs = [(x, out)] if x.ndim == 2 else list(zip(x, out, strict=True))
+    blocks = one_ahead(matrix.iter_blocks(ARCS)) if isinstance(matrix, GraphStorage) else [(0, as_matrix(matrix))]
+    for start, block in blocks:
+        for values, result in pairs:
+            spmm(block, values, out=result[start:start + block.n_dst])
 
-    Holds four ``n x 16`` arrays, whatever the width. Powers that follow one another continue from the last.
+
+def as_matrix(matrix: csr_array | Matrix) -> Matrix:
+    """What :func:`multiply` takes without looking at it again."""
+    return matrix if isinstance(matrix, (Block, GraphStorage)) else Block.from_csr(matrix)
+
+
+def diffuse_tiles(matrix: csr_array | Matrix, source: ColumnTiles, diffusions: Sequence[Diffusion], folder,
+                  tiles: int = 1) -> list[ColumnTiles]:
+    """Diffuse features that lie on disk; one :class:`ColumnTiles` per diffusion.
+
+    Holds four ``n x 16`` arrays for each tile at work, whatever the width. Powers that follow one another continue from
+    the last.
 
     Parameters
     ----------
-    matrix : csr_array, shape (n, n)
-        The propagation matrix, such as ``graph.normalize(adjacency, "row")``.
+    matrix : csr_array or GraphStorage, shape (n, n)
+        The propagation matrix, such as ``graph.normalize(adjacency, "row")``. One on disk is read once for each step of
+        each diffusion and group of tiles, ahead of its use.
     source : ColumnTiles, shape (n, d)
     diffusions : sequence of Diffusion
     folder : path-like
         Where the scratch files of the results lie.
+    tiles : int
+        Tiles at work at a time. More are for a matrix on disk; the results are the same.
 
     Returns
     -------
@@ -97,10 +123,12 @@ def diffuse_tiles(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[D
            [0.5, 0. , 0.5]], dtype=float32)
     """
     n, d = source.shape
-    graph = Block.from_csr(matrix)  # checked once
+    graph = as_matrix(matrix)  # checked once
     results = [ColumnTiles(folder, n, d, source.dtype) for _ in diffusions]
-    x, out, scratch, power = (np.empty((n, TILE), source.dtype) for _ in range(4))
-    for tile in range(source.n_tiles):
+    tiles = min(tiles, source.n_tiles)
+    arrays = [np.empty((tiles, n, TILE), source.dtype) for _ in range(4)]
+    for tile in range(0, source.n_tiles, tiles):
+        x, out, scratch, power = (array[:source.n_tiles - tile] for array in arrays)
         source.read_tile(tile, x)
         np.copyto(power, x)
         reached = 0
@@ -115,6 +143,6 @@ def diffuse_tiles(matrix: csr_array, source: ColumnTiles, diffusions: Sequence[D
     return results
 
 
-def memory_needed(n: int, itemsize: int = 4) -> int:
+def memory_needed(n: int, itemsize: int = 4, tiles: int = 1) -> int:
     """Bytes that :func:`diffuse_tiles` holds for ``n`` nodes, beside the matrix."""
-    return 4 * n * TILE * itemsize
+    return 4 * n * TILE * itemsize * tiles

@@ -13,8 +13,8 @@ from gnncy._linalg import matmul
 from gnncy._memory import aligned_empty
 from gnncy._random import derive, stream
 from gnncy._threads import run_pieces
-from gnncy.graph import Block, spmm
-from gnncy.storage.passes.diffuse import Diffusion
+from gnncy.graph import spmm
+from gnncy.storage.passes.diffuse import Diffusion, Matrix, as_matrix
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
 CHUNK = 2**19  # values in a chunk of dense rows: never the memory limit's, so that sums over chunks do not depend on it
@@ -95,12 +95,13 @@ class FeatureReducer:
         self.n_iter = check_int(n_iter, "n_iter", 0)
         self.seed = seed
 
-    def fit(self, features, matrix: csr_array | None = None, diffusion: Diffusion | None = None,
-            folder=None) -> "FeatureReducer":
+    def fit(self, features, matrix: csr_array | Matrix | None = None, diffusion: Diffusion | None = None,
+            folder=None, tiles: int = 1) -> "FeatureReducer":
         """Learn the map from all rows of ``features`` (sparse, array or store, ``n x d``).
 
         With a ``diffusion`` over ``matrix``, a scratch file of ``4 n (width + 16)`` bytes lies in ``folder``.
-        ``matrix`` must be symmetric: the diffusion is applied as its own transpose.
+        ``matrix`` must be symmetric: the diffusion is applied as its own transpose. ``matrix`` and ``tiles`` are those
+        of :func:`diffuse_tiles`.
         """
         n, d = features.shape
         self.column_weight_ = _inverse_document_frequency(features)
@@ -112,10 +113,10 @@ class FeatureReducer:
         k = min(self.width + OVERSAMPLING, d, n)
         basis = stream(self.seed, "svd").standard_normal((d, k), dtype=np.float32)
         for _ in range(self.n_iter):
-            basis = _orthonormal(self._normal_operator(features, basis, matrix, diffusion, folder))
+            basis = _orthonormal(self._normal_operator(features, basis, matrix, diffusion, folder, tiles))
         if self.n_iter == 0:
             basis = _orthonormal(np.asfortranarray(basis))
-        image = self._normal_operator(features, basis, matrix, diffusion, folder)
+        image = self._normal_operator(features, basis, matrix, diffusion, folder, tiles)
         gram = matmul(basis.T, image).astype(np.float64)
         del image
         values, vectors = np.linalg.eigh((gram + gram.T) / 2)
@@ -128,12 +129,12 @@ class FeatureReducer:
         """Dense ``k x width`` float32 image of ``k`` rows (sparse or dense)."""
         return _product(_weighted(rows, self.column_weight_), self.basis_)
 
-    def memory_needed(self, n: int, d: int) -> int:
+    def memory_needed(self, n: int, d: int, tiles: int = 1) -> int:
         """Bytes that :meth:`fit` holds for an ``n x d`` matrix, beside a chunk of its rows."""
         if self.method == "hash":
             return 8 * d
         k = self.width + OVERSAMPLING
-        return 4 * (d * k + CHUNK + max(d * (k + PANEL) + SPARSE_ROWS * PANEL, 3 * n * TILE))
+        return 4 * (d * k + CHUNK + max(d * (k + PANEL) + SPARSE_ROWS * PANEL, 3 * n * TILE * tiles))
 
     def save(self, folder) -> None:
         """Write the fitted map into a folder, as ``basis.npy`` and ``column_weight.npy``, each whole or absent."""
@@ -157,7 +158,7 @@ class FeatureReducer:
                        else np.load(Path(folder) / "basis.npy", mmap_mode="r"))
         return True
 
-    def _normal_operator(self, features, basis, matrix, diffusion, folder) -> np.ndarray:
+    def _normal_operator(self, features, basis, matrix, diffusion, folder, tiles) -> np.ndarray:
         """``(S X)^T (S X) basis``, in Fortran order."""
         n, (d, k) = features.shape[0], basis.shape
         chunk = chunk_rows(k if is_sparse(features) else max(d, k))
@@ -181,12 +182,14 @@ class FeatureReducer:
         with ColumnTiles(folder, n, k) as image:
             for start, part in images():
                 image.write_rows(start, part)
-            graph = Block.from_csr(matrix)  # checked once
-            x, out, scratch = (aligned_empty((n, TILE)) for _ in range(3))
-            for tile in range(image.n_tiles):
+            graph = as_matrix(matrix)  # checked once
+            tiles = min(tiles, image.n_tiles)
+            arrays = [aligned_empty((tiles, n, TILE)) for _ in range(3)]
+            for tile in range(0, image.n_tiles, tiles):
+                x, out, scratch = (array[:image.n_tiles - tile] for array in arrays)
                 once = diffusion(graph, image.read_tile(tile, x), out, scratch)
                 image.write_tile(tile, diffusion(graph, once, x, scratch))
-            del x, out, scratch, once
+            del arrays, x, out, scratch, once
             accumulate(image.iter_rows(chunk))
         return result
 

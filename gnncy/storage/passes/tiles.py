@@ -82,11 +82,11 @@ class ColumnTiles:
         return out
 
     def write_tile(self, tile: int, values: np.ndarray) -> None:
-        """Store one tile (n x 16, C-contiguous)."""
+        """Store one tile (n x 16, C-contiguous), or several from it on (k x n x 16)."""
         self._write(values, tile, 0)
 
     def read_tile(self, tile: int, out: np.ndarray) -> np.ndarray:
-        """Read one tile into ``out`` (n x 16, C-contiguous)."""
+        """Read one tile into ``out`` (n x 16, C-contiguous), or several from it on (k x n x 16)."""
         self._read(out, tile, 0)
         return out
 

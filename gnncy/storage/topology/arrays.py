@@ -125,9 +125,10 @@ class GraphArrays:
         """Row starts of blocks of rows with at most so many arcs, but for a node that has more, and so many nodes."""
         start = 0
         while start < self.n_nodes:
-            starts = self.starts(start, min(start + most, self.n_nodes))
+            stop = min(start + most, self.n_nodes)
+            starts = self.starts(start, stop) if self.indptr is None else self.indptr[start:stop + 1]
             rows = max(1, int(np.searchsorted(starts, starts[0] + most, "right")) - 1)
-            yield start, starts[:rows + 1]
+            yield start, starts[:rows + 1].astype(np.int64, copy=False)
             start += rows
 
     def spans(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from gnncy._check import check_ids, check_int
 from gnncy._memory import available, format_bytes, parse_bytes
 from gnncy.errors import GraphFormatError, MemoryLimitError, StorageError
-from gnncy.graph import as_csr
+from gnncy.graph import Block, as_csr
 from gnncy.graph.inclusion import inclusion_by_blocks
 from gnncy.storage._blocks import IOStatistics
 from gnncy.storage.layout.checksums import VerifyReport
@@ -162,6 +162,50 @@ class GraphStorage:
         write_edges(path, edges, n_nodes, directed, parse_bytes(memory_limit), overwrite)
         return cls(path)
 
+    @classmethod
+    def from_rows(cls, path, rows: Iterable[sp.csr_array], n_nodes: int, *, dtype=None, symmetric: bool = False,
+                  overwrite: bool = False) -> "GraphStorage":
+        """Write a graph that comes in blocks of rows of its adjacency matrix to disk, and open it.
+
+        Parameters
+        ----------
+        path : path-like
+            Folder to make; whole or absent.
+        rows : iterable of csr_array, shape (k, n)
+            Blocks of rows, all rows in their order; in canonical form, see :func:`gnncy.graph.as_csr`.
+        n_nodes : int
+        dtype : float32 or float64, optional
+            Of the weights; None writes none, so that all weigh 1.
+        symmetric : bool
+            Whether the matrix is.
+        overwrite : bool
+            Replace a graph that is already there.
+
+        Returns
+        -------
+        GraphStorage
+
+        Raises
+        ------
+        ValueError
+            If there are not ``n_nodes`` rows, or they have another number of columns.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from scipy.sparse import csr_array
+        >>> from gnncy.storage import GraphStorage
+        >>> rows = (csr_array(np.eye(1, 3, k, dtype=np.float32)) for k in range(3))
+        >>> with GraphStorage.from_rows("eye", rows, 3) as graph:
+        ...     graph.to_csr().toarray()
+        array([[1., 0., 0.],
+               [0., 1., 0.],
+               [0., 0., 1.]], dtype=float32)
+        """
+        from gnncy.storage.topology.ingest import write_rows
+        write_rows(path, rows, n_nodes, dtype, symmetric, overwrite)
+        return cls(path)
+
     # What it is
 
     @property
@@ -287,6 +331,20 @@ class GraphStorage:
         """
         for start, starts in self._arrays.blocks(check_int(chunk_arcs, "chunk_arcs", 1)):
             yield start, self._rows(starts)
+
+    def iter_blocks(self, chunk_arcs: int = CHUNK) -> Iterator[tuple[int, Block]]:
+        """Blocks of rows as :meth:`iter_rows` gives them, for products: with the row starts and weights of their arcs.
+
+        Parameters
+        ----------
+        chunk_arcs : int
+            As there.
+        """
+        for start, starts in self._arrays.blocks(check_int(chunk_arcs, "chunk_arcs", 1)):
+            low, high = int(starts[0]), int(starts[-1])
+            ends = self._arrays.ends(low, high)
+            weights = self._arrays.read("data", low, high) if self.weighted else np.ones(high - low, self.dtype)
+            yield start, Block((starts - low).astype(ends.dtype), ends, self.n_nodes, len(starts) - 1, weights=weights)
 
     def read_spans(self, first: np.ndarray, degree: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Ends of the arcs ``first[k] .. first[k] + degree[k] - 1``, span by span.

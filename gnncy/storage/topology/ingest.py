@@ -1,7 +1,7 @@
 """To graphs on disk: matrices, and lists of edges in any order, larger than memory perhaps."""
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,21 @@ def write_matrix(path, adjacency, overwrite: bool) -> None:
         for start in range(0, graph.nnz, _ELEMENTS):
             part = slice(start, start + _ELEMENTS)
             writer.append(None, graph.indices[part], graph.data[part])
+
+
+def write_rows(path, rows: Iterable, n_nodes: int, dtype, symmetric: bool, overwrite: bool) -> None:
+    """What :meth:`GraphStorage.from_rows` does."""
+    with writing(path, n_nodes, dtype, symmetric, overwrite) as writer:
+        arcs = count = 0
+        writer.start_rows(np.zeros(1, np.int64))
+        for block in rows:
+            if block.shape[1] != n_nodes:
+                raise ValueError(f"rows must have {n_nodes} columns, one a node, got a block of shape {block.shape}")
+            writer.start_rows(arcs + block.indptr[1:].astype(np.int64))
+            writer.append(None, block.indices, block.data)
+            arcs, count = arcs + block.nnz, count + block.shape[0]
+        if count != n_nodes:
+            raise ValueError(f"rows must be {n_nodes}, one a node, got {count}")
 
 
 def write_edges(path, edges, n_nodes: int | None, directed: bool, limit: int, overwrite: bool) -> None:
