@@ -469,7 +469,7 @@ def _checked(X, features, *, on_disk: bool = False):
     else:
         adjacency = as_csr(X if issparse(X) or hasattr(X, "to_csr") else check_array(X, "X"), name="X")
     n = adjacency.shape[0]
-    if issparse(adjacency) and adjacency.nnz and adjacency.data.min() < 0:
+    if isinstance(adjacency, csr_array) and adjacency.nnz and adjacency.data.min() < 0:
         raise GraphFormatError(f"Negative values in data passed to GraphEncoder: X has weights down to "
                                f"{adjacency.data.min():g}, and a mean over neighbours needs weights of at least 0; use "
                                "abs(X) or drop them")

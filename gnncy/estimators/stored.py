@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -14,7 +14,7 @@ from gnncy.errors import GraphFormatError
 from gnncy.graph import as_csr
 from gnncy.storage import GraphStorage
 
-Graph = csr_array | GraphStorage
+Graph: TypeAlias = csr_array | GraphStorage
 
 LOOK = 1 << 17  # arcs that are looked over, or changed, at a time
 LOOKED, CHANGED = 32, 96  # bytes that one of them takes

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import issparse
+from scipy.sparse import csr_array, issparse
 
 from gnncy.estimators.encoders.matrices import mean_matrix
 from gnncy.estimators.stored import Graph, arc_counts, row_blocks
@@ -50,11 +50,12 @@ def structure(directed: Graph, both_ways: Graph, lengths: np.ndarray, folder: Pa
     """What scaling rows to length 1 and averaging over neighbours lose, ``n x (HOPS + 1) x PLACE``.
 
     The logarithms of a row's length and of the degree, the logarithm of out-degree over in-degree, and the
-    means of these over the neighbours once, twice and three times. ``folder`` is for a matrix on disk.
+    means of these over the neighbours once, twice and three times. A graph on disk must be symmetric; its matrix of
+    means is written to ``folder``.
     """
     n = len(lengths)
     out = arc_counts(directed)
-    into = out if directed is both_ways else np.bincount(directed.indices, minlength=n)
+    into = np.bincount(directed.indices, minlength=n) if isinstance(directed, csr_array) else out
     found = np.empty((n, HOPS + 1, PLACE), np.float32)
     found[:, 0] = np.stack([np.log1p(lengths), np.log1p(arc_counts(both_ways)), np.log1p(out) - np.log1p(into)], axis=1)
     heard = np.empty((n, PLACE), np.float32)

@@ -99,7 +99,7 @@ class SmoothedEncoder:
         stages = {"look over": looking} if looking else {}
         if self._reduces(d, sparse):
             stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d, self.tiles)}
-        stages["smooth"] = graph | chunk | {"column tiles": 4 * 4 * n * TILE * self.tiles, "basis": 4 * d * width}
+        stages["smooth"] = graph | chunk | {"column tiles": 3 * 4 * n * TILE * self.tiles, "basis": 4 * d * width}
         stages["directions"] = held | {"second moments": 5 * 8 * columns**2, "chunk of rows": 2 * 4 * CHUNK}
         stages["train"] = held | {"weights, gradients, Adam": 4 * 4 * weights, "activations": activations,
                                   "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
@@ -111,7 +111,7 @@ class SmoothedEncoder:
         """Smooth more tiles at a time, in so many bytes more: a pass over arcs on disk serves them all."""
         (n, d), sparse = features.shape, is_sparse(features)
         most = self._reduced_width(n, d, sparse) + self._reduces(d, sparse) * OVERSAMPLING
-        self.tiles = min(1 + max(room, 0) // (4 * 4 * n * TILE), -(-most // TILE))
+        self.tiles = min(1 + max(room, 0) // (3 * 4 * n * TILE), -(-most // TILE))
 
     def least_buffer(self, columns: int) -> int:
         """Bytes of the smallest read buffers: two minibatches."""

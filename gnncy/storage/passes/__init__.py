@@ -14,5 +14,6 @@ from gnncy.storage.passes.reduce import (
 from gnncy.storage.passes.stream import PassPlan, propagate, sign_features
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 
-__all__ = ["CHUNK", "OVERSAMPLING", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "PassPlan", "chunk_rows", "diffuse_tiles",
-           "fixed_signs", "is_sparse", "iter_nodes", "propagate", "reduced_tiles", "sign_features", "unit_rows"]
+__all__ = ["CHUNK", "OVERSAMPLING", "TILE", "ColumnTiles", "Diffusion", "FeatureReducer", "PassPlan", "chunk_rows",
+           "diffuse_tiles", "fixed_signs", "is_sparse", "iter_nodes", "propagate", "reduced_tiles", "sign_features",
+           "unit_rows"]

@@ -69,8 +69,8 @@ class Diffusion:
 def multiply(matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray) -> None:
     """Write ``matrix @ x`` to ``out``; both ``n x w``, or ``k x n x w``: one pass over a matrix on disk for all k."""
     pairs = [(x, out)] if x.ndim == 2 else list(zip(x, out, strict=True))
-    blocks = one_ahead(matrix.iter_blocks(ARCS)) if isinstance(matrix, GraphStorage) else [(0, as_matrix(matrix))]
-    for start, block in blocks:
+    graph = as_matrix(matrix)
+    for start, block in [(0, graph)] if isinstance(graph, Block) else one_ahead(graph.iter_blocks(ARCS)):
         for values, result in pairs:
             spmm(block, values, out=result[start:start + block.n_dst])
 
@@ -84,8 +84,8 @@ def diffuse_tiles(matrix: csr_array | Matrix, source: ColumnTiles, diffusions: S
                   tiles: int = 1) -> list[ColumnTiles]:
     """Diffuse features that lie on disk; one :class:`ColumnTiles` per diffusion.
 
-    Holds four ``n x 16`` arrays for each tile at work, whatever the width. Powers that follow one another continue from
-    the last.
+    Holds three ``n x 16`` arrays for each tile at work, whatever the width. Powers that follow one another continue
+    from the last.
 
     Parameters
     ----------
@@ -126,23 +126,24 @@ def diffuse_tiles(matrix: csr_array | Matrix, source: ColumnTiles, diffusions: S
     graph = as_matrix(matrix)  # checked once
     results = [ColumnTiles(folder, n, d, source.dtype) for _ in diffusions]
     tiles = min(tiles, source.n_tiles)
-    arrays = [np.empty((tiles, n, TILE), source.dtype) for _ in range(4)]
+    arrays = [np.empty((tiles, n, TILE), source.dtype) for _ in range(3)]
     for tile in range(0, source.n_tiles, tiles):
-        x, out, scratch, power = (array[:source.n_tiles - tile] for array in arrays)
+        x, out, scratch = (array[:source.n_tiles - tile] for array in arrays)
         source.read_tile(tile, x)
-        np.copyto(power, x)
-        reached = 0
+        reached = -1  # power of the matrix that out holds
         for diffusion, result in zip(diffusions, results, strict=True):
-            if diffusion.kind == "power" and diffusion.steps >= reached:
-                Diffusion("power", diffusion.steps - reached)(graph, power, out, scratch)
-                np.copyto(power, out)
-                reached = diffusion.steps
+            power = diffusion.steps if diffusion.kind == "power" else -1
+            if 0 <= reached <= power:
+                for _ in range(reached, power):
+                    multiply(graph, out, scratch)
+                    out, scratch = scratch, out
             else:
                 diffusion(graph, x, out, scratch)
+            reached = power
             result.write_tile(tile, out)
     return results
 
 
 def memory_needed(n: int, itemsize: int = 4, tiles: int = 1) -> int:
     """Bytes that :func:`diffuse_tiles` holds for ``n`` nodes, beside the matrix."""
-    return 4 * n * TILE * itemsize * tiles
+    return 3 * n * TILE * itemsize * tiles
