@@ -1,19 +1,23 @@
 """Diffusion of features over a graph, out of core: a few columns of all nodes at a time."""
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from gnncy._check import check_choice, check_float, check_int
-from gnncy.graph import Block, spmm
+from gnncy._kernels import spmm as kernels
+from gnncy._threads import run_pieces
+from gnncy.graph import Block
 from gnncy.storage._blocks import one_ahead
 from gnncy.storage.passes.smoothing import mix
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 from gnncy.storage.topology import GraphStorage
 
-ARCS = 1 << 18  # of a block that a pass over a matrix on disk reads
-BLOCK_BYTES = 64  # that one of them takes, with its row and the blocks that are read meanwhile, at most
+_ROWS = 256  # of a piece
+ARCS = 1 << 19  # of a block that a pass over a matrix on disk reads
+BLOCK_BYTES = 48  # that one of them takes, with its row and the blocks that are read meanwhile, at most
 
 Matrix = Block | GraphStorage
 
@@ -71,8 +75,14 @@ def multiply(matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray) -> None
     pairs = [(x, out)] if x.ndim == 2 else list(zip(x, out, strict=True))
     graph = as_matrix(matrix)
     for start, block in [(0, graph)] if isinstance(graph, Block) else one_ahead(graph.iter_blocks(ARCS)):
+        ones = np.ones(block.n_dst, x.dtype)
+        weights = block.weights.astype(x.dtype, copy=False)
         for values, result in pairs:
-            spmm(block, values, out=result[start:start + block.n_dst])
+            run_pieces(partial(_sum_rows, block, weights, values, ones, result[start:]), block.n_dst, _ROWS)
+
+
+def _sum_rows(block: Block, weights, x, ones, out, start: int, stop: int) -> None:
+    kernels.weighted_sum(block.indptr, block.indices, weights, x, ones, start, stop, out)
 
 
 def as_matrix(matrix: csr_array | Matrix) -> Matrix:
