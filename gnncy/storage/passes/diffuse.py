@@ -9,13 +9,13 @@ from scipy.sparse import csr_array
 from gnncy._check import check_choice, check_float, check_int
 from gnncy._kernels import spmm as kernels
 from gnncy._threads import run_pieces
-from gnncy.graph import Block
+from gnncy.graph import Block, spmm
 from gnncy.storage._blocks import one_ahead
 from gnncy.storage.passes.smoothing import mix
 from gnncy.storage.passes.tiles import TILE, ColumnTiles
 from gnncy.storage.topology import GraphStorage
 
-_ROWS = 256  # of a piece
+_PIECE = 1 << 15  # arcs of a block that one thread takes at a time
 ARCS = 1 << 19  # of a block that a pass over a matrix on disk reads
 BLOCK_BYTES = 48  # that one of them takes, with its row and the blocks that are read meanwhile, at most
 
@@ -72,17 +72,23 @@ class Diffusion:
 
 def multiply(matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray) -> None:
     """Write ``matrix @ x`` to ``out``; both ``n x w``, or ``k x n x w``: one pass over a matrix on disk for all k."""
-    pairs = [(x, out)] if x.ndim == 2 else list(zip(x, out, strict=True))
     graph = as_matrix(matrix)
-    for start, block in [(0, graph)] if isinstance(graph, Block) else one_ahead(graph.iter_blocks(ARCS)):
-        ones = np.ones(block.n_dst, x.dtype)
-        weights = block.weights.astype(x.dtype, copy=False)
-        for values, result in pairs:
-            run_pieces(partial(_sum_rows, block, weights, values, ones, result[start:]), block.n_dst, _ROWS)
+    tiles, results = (array.reshape(-1, *array.shape[-2:]) for array in (x, out))
+    if isinstance(graph, Block):
+        for values, result in zip(tiles, results, strict=True):
+            spmm(graph, values, out=result)
+        return
+    for start, block in one_ahead(graph.iter_blocks(ARCS)):
+        assert block.weights is not None
+        weights, ones = block.weights.astype(x.dtype, copy=False), np.ones(block.n_dst, x.dtype)
+        inner = np.searchsorted(block.indptr, np.arange(_PIECE, block.n_arcs, _PIECE))
+        cuts = np.concatenate([[0], inner, [block.n_dst]])
+        run_pieces(partial(_sum_rows, block, weights, ones, cuts, tiles, results[:, start:]), len(cuts) - 1, 1)
 
 
-def _sum_rows(block: Block, weights, x, ones, out, start: int, stop: int) -> None:
-    kernels.weighted_sum(block.indptr, block.indices, weights, x, ones, start, stop, out)
+def _sum_rows(block: Block, weights, ones, cuts, tiles, results, first: int, last: int) -> None:
+    for values, result in zip(tiles, results, strict=True):
+        kernels.weighted_sum(block.indptr, block.indices, weights, values, ones, cuts[first], cuts[last], result)
 
 
 def as_matrix(matrix: csr_array | Matrix) -> Matrix:
