@@ -83,12 +83,12 @@ def multiply(matrix: csr_array | Matrix, x: np.ndarray, out: np.ndarray) -> None
         weights, ones = block.weights.astype(x.dtype, copy=False), np.ones(block.n_dst, x.dtype)
         inner = np.searchsorted(block.indptr, np.arange(_PIECE, block.n_arcs, _PIECE))
         cuts = np.concatenate([[0], inner, [block.n_dst]])
-        run_pieces(partial(_sum_rows, block, weights, ones, cuts, tiles, results[:, start:]), len(cuts) - 1, 1)
+        for values, result in zip(tiles, results, strict=True):
+            run_pieces(partial(_sum_rows, block, weights, values, ones, result[start:], cuts), len(cuts) - 1, 1)
 
 
-def _sum_rows(block: Block, weights, ones, cuts, tiles, results, first: int, last: int) -> None:
-    for values, result in zip(tiles, results, strict=True):
-        kernels.weighted_sum(block.indptr, block.indices, weights, values, ones, cuts[first], cuts[last], result)
+def _sum_rows(block: Block, weights, x, ones, out, cuts, first: int, last: int) -> None:
+    kernels.weighted_sum(block.indptr, block.indices, weights, x, ones, cuts[first], cuts[last], out)
 
 
 def as_matrix(matrix: csr_array | Matrix) -> Matrix:
