@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import time
 import weakref
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from gnncy.errors import GraphFormatError
 from gnncy.estimators.base import Estimator
 from gnncy.estimators.graph_encoder import GraphEncoder, _as_array, _checksum, _claim
 from gnncy.estimators.pairs import GROUP, PairTraining
+from gnncy.estimators.stored import LOOK, LOOKED, look_over
 from gnncy.graph import as_csr, undirected
 from gnncy.storage import FeatureStorage, GraphStorage
 from gnncy.storage.tables import EmbeddingTable
@@ -36,8 +36,6 @@ from gnncy.training import MemoryPlan, resolve_limit
 log = logging.getLogger("gnncy")
 
 RATES = {"edges": 0.02, "walks": 0.1}
-_LOOK = 1 << 17  # arcs that are looked over at a time
-_LOOKED = 32  # bytes that one of them takes
 _NODES = 1 << 12  # rows that are written at a time
 _PAIR = 48  # bytes that a pair of a window takes: as found, packed, and dealt to lanes
 _ODDS = 24  # bytes that a node takes of which negatives are drawn, with what is made anew when others join
@@ -246,17 +244,11 @@ class NodeEmbedding(Estimator):
         """Go once over arcs on disk: each must have its reverse, and no weight be negative. A checksum of them."""
         if not isinstance(graph, GraphStorage):
             return None
-        balance, checksum = 0, zlib.crc32(graph.load_indptr().data.cast("B"))
-        for first, rows in graph.iter_rows(_LOOK):
-            checksum = zlib.crc32(rows.indices.data.cast("B"), checksum)
-            balance += kernels.balance(rows.indptr, rows.indices, 0, rows.shape[0], first)
-            if rows.nnz and rows.data.min() < 0:
-                raise GraphFormatError(f"Negative values in data passed to {type(self).__name__}: {graph.path} has "
-                                       f"weights down to {rows.data.min():g}")
-        if balance % 2**64:
+        found = look_over(graph, type(self).__name__)
+        if not found.two_way:
             raise GraphFormatError(f"{graph.path} has arcs without a reverse, and method='edges' needs both: store it "
                                    f"by GraphStorage.from_edges(..., directed=False)")
-        return checksum
+        return found.checksum
 
     def _plan(self, adjacency, seed: int) -> MemoryPlan:
         n, d = adjacency.shape[0], self.n_components
@@ -286,7 +278,7 @@ class NodeEmbedding(Estimator):
             "write": {**window, "rows to write": 2 * 4 * d * min(_NODES, n)}}
         if stored:
             stages["train"]["arcs of two windows"] = 2 * pairs * adjacency.ends_dtype.itemsize
-            stages["look over"] = {"arcs": _LOOKED * max(_LOOK, adjacency.longest_list())}
+            stages["look over"] = {"arcs": LOOKED * max(LOOK, adjacency.longest_list())}
             for parts in stages.values():
                 parts["row starts"] = adjacency.indptr_nbytes
         return MemoryPlan(resolve_limit(self.memory_limit), stages)
