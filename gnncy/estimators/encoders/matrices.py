@@ -5,7 +5,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from gnncy._kernels import spmm
-from gnncy.estimators.stored import CHANGED, LOOK, Graph, arc_counts, changed_rows, row_blocks
+from gnncy.estimators.stored import CHANGED, LOOK, LOOKED, Graph, arc_counts, changed_rows, row_blocks
 from gnncy.graph import as_csr
 from gnncy.storage import GraphStorage
 from gnncy.storage.passes.diffuse import ARCS, BLOCK_BYTES
@@ -52,7 +52,7 @@ def graph_plan(graph: Graph, *, symmetric: bool) -> tuple[dict[str, int], dict[s
         longest, starts = graph.longest_list(), {"row starts": graph.indptr_nbytes}
         return (starts, {"row starts": 2 * graph.indptr_nbytes + 16 * n,
                          "arcs": max(BLOCK_BYTES * max(ARCS, longest), CHANGED * max(LOOK, longest))},
-                starts | {"arcs": CHANGED * max(LOOK, longest)})
+                starts | {"arcs": LOOKED * max(LOOK, longest)})
     both_ways = 0 if symmetric else 16 * nnz
     return ({"graph": 12 * nnz + 8 * n},
             {"graph": 12 * nnz + 16 * n + both_ways, "propagation matrix": max(8 * nnz, both_ways) + 8 * n}, {})
