@@ -5,7 +5,9 @@
 writes an R-MAT graph to FOLDER, within the limit; trains a GraphSAGE classifier for an epoch on sampled neighbourhoods,
 arcs and features on disk; scores all nodes, layer by layer; and learns a table of embeddings from the arcs alone. Each
 step says what it took. The scores map the arcs from their files: those pages belong to the system, which takes them
-back when it needs them, but they count in the peak that is printed.
+back when it needs them, but they count in the peak that is printed. The last step smooths the features over the arcs,
+which are read block by block, and trains an encoder of single rows; it takes at least 200 bytes a node, and says so if
+that is more than the limit.
 """
 import argparse
 import os
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gnncy import NodeEmbedding, _memory, nn, optim
+from gnncy import GraphEncoder, NodeEmbedding, _memory, nn, optim
 from gnncy.datasets import open_graph, write_rmat
 from gnncy.storage import ColdTierLoader, GraphStorage
 
@@ -50,14 +52,15 @@ def main(arguments=None) -> dict:
     """Run the example; what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--scale", type=int, default=21, help="2**scale nodes, about 30 times as many arcs")
+    parser.add_argument("--scale", type=int, default=21, help="2**scale nodes")
+    parser.add_argument("--edge-factor", type=int, default=16, help="edges a node, about half as many as arcs")
     parser.add_argument("--columns", type=int, default=128, help="of the features and of the embeddings")
     parser.add_argument("--memory-limit", default="200MB")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     folder, limit, threads, steps = options.folder, options.memory_limit, options.threads, Steps()
 
-    write_rmat(folder, options.scale, n_features=options.columns, memory_limit=limit)
+    write_rmat(folder, options.scale, options.edge_factor, n_features=options.columns, memory_limit=limit)
     data = open_graph(folder)  # the adjacency's arrays are mapped from the files, not read
     n, classes = data.n_nodes, len(data.class_names)
     arcs = folder_bytes(folder, "indptr.npy", "indices.npy")
@@ -97,8 +100,18 @@ def main(arguments=None) -> dict:
     print(f"table of {_memory.format_bytes(folder_bytes(folder / 'table', 'table.npy'))}: {record['pairs']} pairs at "
           f"{record['pairs'] / record['seconds']:.0f} a second", flush=True)
     steps.done("an epoch over the arcs")
+
+    # Features smoothed over the arcs on disk, and an encoder trained on the smoothed rows, which lie on disk as well.
+    encoder = GraphEncoder(options.columns, memory_limit=limit, n_jobs=threads, random_state=0)
+    with GraphStorage(folder) as graph:
+        needed = encoder.estimate(graph, features=data.features).needed
+        if needed > _memory.parse_bytes(limit):
+            print(f"smoothing takes {_memory.format_bytes(needed)}, and gets them", flush=True)
+            encoder.set_params(memory_limit=needed)
+        embedding = encoder.fit_transform(graph, features=data.features)
+    steps.done(f"smoothing and {encoder.n_iter_} epochs, loss {encoder.loss_:.2f}")
     data.features.close()
-    return {"accuracy": accuracy, "losses": losses}
+    return {"accuracy": accuracy, "losses": losses, "embedding": embedding}
 
 
 if __name__ == "__main__":

@@ -15,5 +15,6 @@ def test_larger_than_memory(tmp_path, capsys):
     assert np.isfinite(found["losses"]).all()
     assert np.load(tmp_path / "graph" / "scores.npy").shape[0] == 4096
     assert np.load(tmp_path / "graph" / "table" / "embedding.npy").shape == (4096, 16)
+    assert found["embedding"].shape == (4096, 16) and np.isfinite(found["embedding"]).all()
     said = capsys.readouterr().out
     assert "4096 nodes" in said and "an epoch over the arcs" in said
