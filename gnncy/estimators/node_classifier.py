@@ -117,8 +117,8 @@ class NodeClassifier(Estimator):
 
         Parameters
         ----------
-        X : sparse array or matrix, shape (n, n)
-            The adjacency.
+        X : sparse array or matrix, shape (n, n), or GraphStorage
+            The adjacency, as in :meth:`GraphEncoder.fit`.
         y : array_like of shape (n,), int, float or str, or of shape (n, c), 0 or 1
             -1 or nan marks a node without a label. A table says for each of c labels whether a node has it.
         sample_weight : array_like of shape (n,), optional
