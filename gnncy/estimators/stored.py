@@ -47,7 +47,8 @@ def changed_rows(graph: Graph, change: Callable[[int, csr_array], csr_array], fo
     path = folder / "matrix"
     rows = (change(first, rows) for first, rows in row_blocks(graph))
     try:
-        with GraphStorage.from_rows(path, rows, graph.n_nodes, dtype=graph.dtype, overwrite=True) as matrix:
+        GraphStorage.from_rows(path, rows, graph.n_nodes, dtype=graph.dtype, overwrite=True).close()
+        with GraphStorage(path, io_threads=graph.io_threads, direct=graph.direct or None) as matrix:
             matrix.load_indptr()
             yield matrix
     finally:

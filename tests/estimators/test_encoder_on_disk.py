@@ -162,6 +162,16 @@ def test_damage_is_told_and_not_swallowed_by_the_thread_that_reads(data, tmp_pat
         make().fit(arcs, features=data.features)
 
 
+def test_a_classifier(data, tmp_path, small_blocks):
+    labels = np.where(np.arange(1200) % 3 == 0, data.labels, -1)
+    inside, outside = (gnncy.NodeClassifier(16, max_epochs=2, random_state=0) for _ in range(2))
+    inside.fit(data.adjacency, labels, features=data.features)
+    with GraphStorage.create(tmp_path / "g", data.adjacency) as arcs:
+        outside.fit(arcs, labels, features=data.features)
+        np.testing.assert_array_equal(outside.predict_proba(arcs, features=data.features),
+                                      inside.predict_proba(data.adjacency, features=data.features))
+
+
 def test_estimators_that_take_arcs_in_memory_say_so(data, tmp_path):
     with GraphStorage.create(tmp_path / "g", data.adjacency) as arcs, \
             pytest.raises(TypeError, match=re.escape("to_csr()")):
