@@ -262,7 +262,8 @@ class GraphEncoder(Estimator):
             kept = ("look over", "smooth", "embed")
             plan.stages = {stage: parts for stage, parts in plan.stages.items() if stage in kept}
             plan.check()
-            self._looked_over(adjacency)
+            if isinstance(adjacency, GraphStorage):
+                self._looked_over(adjacency)
             with (tempfile.TemporaryDirectory(prefix="gnncy-") as scratch, working_threads(self.n_jobs),
                   _prepared(self._encoder, adjacency, features, Path(scratch), fit=False) as store):
                 path = Path(scratch) / "embedding.npy" if out is None else Path(out)
@@ -304,10 +305,8 @@ class GraphEncoder(Estimator):
         return (f"X has {columns} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
                 "input")
 
-    def _looked_over(self, adjacency) -> int | list[int]:
-        """A checksum of the graph; one on disk is gone over once, and must have what is needed of it."""
-        if not isinstance(adjacency, GraphStorage):
-            return _checksum(adjacency)
+    def _looked_over(self, adjacency: GraphStorage) -> list[int]:
+        """Go once over arcs on disk, which must have what is needed of them; their checksums."""
         found = look_over(adjacency, type(self).__name__)
         if not found.symmetric and self.encoder != "mlp":
             raise _one_way(adjacency)
@@ -321,7 +320,7 @@ class GraphEncoder(Estimator):
         plan = self._plan(encoder, adjacency, features)
         plan.check()
         log.info("%s", plan)
-        run = self._fingerprint(encoder.seed, n, adjacency, features, self._looked_over(adjacency))
+        run = self._fingerprint(encoder.seed, n, adjacency, features)
         if keep is not None:
             run["grown"] = {"from": _checksum(as_storage(keep.embedding)), "closeness": keep.closeness,
                             "max_epochs": max_epochs}
@@ -396,7 +395,7 @@ class GraphEncoder(Estimator):
             train["read buffers"] = min(train["read buffers"] + spare, max(train["read buffers"], most))
         return plan
 
-    def _fingerprint(self, seed: int, n: int, adjacency, features, checksum=None) -> dict:
+    def _fingerprint(self, seed: int, n: int, adjacency, features) -> dict:
         free = {"memory_limit", "n_jobs", "prefetch", "verbose", "checkpoint_dir", "callbacks", "random_state"}
         parameters = {k: v for k, v in self.get_params().items() if k not in free}
         if self.phases is None:
@@ -406,7 +405,7 @@ class GraphEncoder(Estimator):
         for name, default in (("objective", "infonce"), ("positives", "neighbors")):  # likewise
             if parameters.get(name) == default:
                 parameters.pop(name)
-        checksum = _checksum(adjacency) if checksum is None else checksum
+        checksum = self._looked_over(adjacency) if isinstance(adjacency, GraphStorage) else _checksum(adjacency)
         return json.loads(json.dumps({"parameters": parameters, "seed": seed, "nodes": n, "arcs": int(adjacency.nnz),
                                       "adjacency": checksum, "features": list(features.shape),
                                       "feature_checksum": _checksum(features)}))

@@ -70,7 +70,7 @@ def look_over(graph: GraphStorage, name: str) -> Overview:
     Raises
     ------
     GraphFormatError
-        If a weight is negative.
+        If a weight is negative or 0, or an arc is there twice.
     """
     balance = weights = 0
     checksum = zlib.crc32(graph.load_indptr().data.cast("B"))
@@ -82,6 +82,9 @@ def look_over(graph: GraphStorage, name: str) -> Overview:
             if rows.nnz and rows.data.min() < 0:
                 raise GraphFormatError(f"Negative values in data passed to {name}: {graph.path} has weights down to "
                                        f"{rows.data.min():g}")
+        if as_csr(rows, square=False).nnz < rows.nnz:
+            raise GraphFormatError(f"{graph.path} has repeated arcs or arcs of weight 0: store it by "
+                                   f"GraphStorage.from_edges, which counts each once")
     two_way = balance % 2**64 == 0
     return Overview(checksum, weights, two_way, two_way and bool(graph.symmetric or
                                                                  graph.symmetric is None and not graph.weighted))

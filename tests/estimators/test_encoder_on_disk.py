@@ -119,6 +119,14 @@ def one_way(adjacency):
     return sp.csr_array(sp.triu(adjacency))
 
 
+def twice(adjacency):
+    """Every arc two times."""
+    found = sp.csr_array((np.repeat(adjacency.data, 2), np.repeat(adjacency.indices, 2), 2 * adjacency.indptr),
+                         shape=adjacency.shape)
+    assert found.nnz == 2 * adjacency.nnz
+    return found
+
+
 def folder_of(path, adjacency):
     """Arrays alone, as other programs may write them."""
     path.mkdir()
@@ -132,9 +140,10 @@ def folder_of(path, adjacency):
     (lambda path, a: folder_of(path, one_way(a)), {}, GraphFormatError, "directed=False"),
     (lambda path, a: folder_of(path, a * 2.5), {}, GraphFormatError, "directed=False"),  # weights: none can know
     (lambda path, a: GraphStorage.create(path, -a).close(), {}, GraphFormatError, "weights down to -1"),
+    (lambda path, a: folder_of(path, twice(a)), {}, GraphFormatError, "repeated arcs or arcs of weight 0"),
     (lambda path, a: GraphStorage.create(path, a).close(), {"encoder": "sage"}, ValueError, "take encoder='propagate'"),
     (lambda path, a: GraphStorage.create(path, a[:1, :1]).close(), {}, GraphFormatError, "at least 2 nodes"),
-], ids=["one way", "one way, unknown", "weights, unknown", "negative", "sampled", "lone"])
+], ids=["one way", "one way, unknown", "weights, unknown", "negative", "repeated", "sampled", "lone"])
 def test_graphs_that_it_does_not_take(data, write, options, error, message, tmp_path):
     write(tmp_path / "g", data.adjacency)
     with GraphStorage(tmp_path / "g") as arcs, pytest.raises(error, match=message):

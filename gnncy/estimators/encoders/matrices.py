@@ -8,7 +8,9 @@ from gnncy._kernels import spmm
 from gnncy.estimators.stored import CHANGED, LOOK, LOOKED, Graph, arc_counts, changed_rows, row_blocks
 from gnncy.graph import as_csr
 from gnncy.storage import GraphStorage
+from gnncy.storage.passes import CHUNK
 from gnncy.storage.passes.diffuse import ARCS, BLOCK_BYTES
+from gnncy.storage.passes.reduce import SPARSE_ROWS
 
 
 def symmetric_matrix(graph: Graph, folder: Path | None = None):
@@ -56,6 +58,15 @@ def graph_plan(graph: Graph, *, symmetric: bool) -> tuple[dict[str, int], dict[s
     both_ways = 0 if symmetric else 16 * nnz
     return ({"graph": 12 * nnz + 8 * n},
             {"graph": 12 * nnz + 16 * n + both_ways, "propagation matrix": max(8 * nnz, both_ways) + 8 * n}, {})
+
+
+def chunk_plan(features) -> int:
+    """Bytes of a chunk of rows of features; the rows of a graph on disk may be long."""
+    longest = 0
+    if isinstance(features, GraphStorage):
+        indptr = features.load_indptr()
+        longest = int(np.diff(np.append(indptr[:-1:SPARSE_ROWS], indptr[-1])).max())
+    return 4 * 4 * CHUNK + CHANGED * longest
 
 
 def _plus_diagonal(rows: csr_array, first: int, values: np.ndarray) -> csr_array:

@@ -10,7 +10,7 @@ from gnncy import _memory, nn
 from gnncy._files import replacing
 from gnncy._linalg import matmul
 from gnncy._random import derive, stream
-from gnncy.estimators.encoders.matrices import graph_plan, mean_matrix, symmetric_matrix
+from gnncy.estimators.encoders.matrices import chunk_plan, graph_plan, mean_matrix, symmetric_matrix
 from gnncy.estimators.encoders.signals import (
     DISASSORTATIVE,
     PLACE,
@@ -90,7 +90,7 @@ class SmoothedEncoder:
         width = self._reduced_width(n, d, sparse)
         columns = self.store_columns(n, d, sparse)
         held, graph, looking = graph_plan(adjacency, symmetric=not self.hops or _symmetric(adjacency))
-        chunk = {"chunk of rows": 4 * 4 * CHUNK}
+        chunk = {"chunk of rows": chunk_plan(features)}
         k = self.n_components
         weights = columns * (k + self.hidden) + self.hidden * (k + 1) + 4 * k * k + 3 * k
         rows, views = self.batch_size, 2 * self.batch_size
