@@ -46,13 +46,13 @@ def changed_rows(graph: Graph, change: Callable[[int, csr_array], csr_array], fo
     assert folder is not None
     path = folder / "matrix"
     rows = (change(first, rows) for first, rows in row_blocks(graph))
+    GraphStorage.from_rows(path, rows, graph.n_nodes, dtype=graph.dtype, overwrite=True).close()
     try:
-        GraphStorage.from_rows(path, rows, graph.n_nodes, dtype=graph.dtype, overwrite=True).close()
         with GraphStorage(path, io_threads=graph.io_threads, direct=graph.direct or None) as matrix:
             matrix.load_indptr()
             yield matrix
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
 
 
 class Overview(NamedTuple):
