@@ -33,8 +33,8 @@ def star():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Many blocks of a small graph."""
-    monkeypatch.setattr(stored, "LOOK", 700)
-    monkeypatch.setattr(diffuse, "ARCS", 900)
+    monkeypatch.setattr(stored, "LOOK", 2500)
+    monkeypatch.setattr(diffuse, "ARCS", 3500)
 
 
 def make(encoder="propagate", **changes):
