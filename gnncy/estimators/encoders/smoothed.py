@@ -111,7 +111,9 @@ class SmoothedEncoder:
         """Smooth more tiles at a time, in so many bytes more: a pass over arcs on disk serves them all."""
         (n, d), sparse = features.shape, is_sparse(features)
         most = self._reduced_width(n, d, sparse) + self._reduces(d, sparse) * OVERSAMPLING
-        self.tiles = min(1 + max(room, 0) // (3 * 4 * n * TILE), -(-most // TILE))
+        tiles = -(-most // TILE)
+        groups = -(-tiles // (1 + max(room, 0) // (3 * 4 * n * TILE)))
+        self.tiles = -(-tiles // groups)  # groups of one size, as few as there is room for
 
     def least_buffer(self, columns: int) -> int:
         """Bytes of the smallest read buffers: two minibatches."""
