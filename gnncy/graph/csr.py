@@ -5,9 +5,11 @@ import scipy.sparse as sp
 from gnncy._check import check_choice, check_finite, check_float
 from gnncy._kernels import spmm
 from gnncy._kernels.graph import traversal
+from gnncy._threads import run_pieces
 from gnncy.errors import GraphFormatError
 
 _INT32_MAX = np.iinfo(np.int32).max
+_ROWS = 1 << 15  # rows of a piece
 
 
 def as_csr(adjacency, *, name: str = "adjacency", dtype=None, square: bool = True) -> sp.csr_array:
@@ -147,7 +149,7 @@ def degrees(adjacency, weighted: bool = False) -> np.ndarray:
     """
     adjacency = as_csr(adjacency)
     if weighted:
-        return adjacency @ np.ones(adjacency.shape[0])
+        return _row_sums(adjacency)
     return np.diff(adjacency.indptr).astype(np.int64)
 
 
@@ -198,7 +200,7 @@ def normalize(adjacency, kind: str = "sym", self_loops: float = 1.0) -> sp.csr_a
     if self_loops:
         adjacency = as_csr(adjacency + self_loops * sp.eye_array(n, dtype=adjacency.dtype, format="csr"))
     ones = np.ones(n)
-    degree = adjacency.T @ ones if kind == "col" else adjacency @ ones
+    degree = adjacency.T @ ones if kind == "col" else _row_sums(adjacency)
     if n and degree.min() < 0:
         node = int(degree.argmin())
         raise GraphFormatError(f"normalize needs degrees of at least 0, got {degree[node]:g} at node {node}; "
@@ -206,9 +208,12 @@ def normalize(adjacency, kind: str = "sym", self_loops: float = 1.0) -> sp.csr_a
     with np.errstate(divide="ignore"):
         inverse = np.where(degree > 0, 1 / (np.sqrt(degree) if kind == "sym" else degree), 0.0)
     left, right = {"sym": (inverse, inverse), "row": (inverse, ones), "col": (ones, inverse)}[kind]
-    data = np.empty_like(adjacency.data)
-    spmm.scaled(adjacency.indptr, adjacency.indices, adjacency.data, left, right, data)
-    return sp.csr_array((data, adjacency.indices.copy(), adjacency.indptr.copy()), shape=(n, n))
+    indptr, indices, data = adjacency.indptr, adjacency.indices, np.empty_like(adjacency.data)
+    run_pieces(lambda start, stop: spmm.scaled(indptr[start:stop + 1], indices, adjacency.data, left[start:stop],
+                                               right, data), n, _ROWS)
+    if not self_loops:  # these may be the caller's own
+        indptr, indices = indptr.copy(), indices.copy()
+    return sp.csr_array((data, indices, indptr), shape=(n, n))
 
 
 def undirected(adjacency) -> sp.csr_array:
@@ -236,6 +241,12 @@ def undirected(adjacency) -> sp.csr_array:
         raise GraphFormatError(f"undirected takes the larger weight of two directions and needs weights of at least 0, "
                                f"got {adjacency.data.min():g}; use abs(adjacency) or drop negative weights")
     return as_csr(adjacency.maximum(adjacency.T))
+
+
+def _row_sums(csr: sp.csr_array) -> np.ndarray:
+    sums = np.empty(csr.shape[0])
+    run_pieces(lambda start, stop: traversal.row_sums(csr.indptr, csr.data, start, stop, sums), len(sums), _ROWS)
+    return sums
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Integer loops over a CSR pattern: its form, its transpose, orders of its nodes, its permutation."""
+"""Loops over a CSR pattern: its form, its transpose, orders of its nodes, its permutation; the sums of its rows."""
 from cython cimport floating
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
@@ -39,6 +39,18 @@ def form(const index[::1] indptr, const index[::1] indices, Py_ssize_t n_columns
     if broken:
         return -1
     return -2 if signs < 0 else int(falls > 0)
+
+
+def row_sums(const index[::1] indptr, const floating[::1] data, Py_ssize_t start, Py_ssize_t stop, double[::1] out):
+    """Write the sums of rows start..stop, added one by one from the left."""
+    cdef Py_ssize_t i, p
+    cdef double total
+    with nogil:
+        for i in range(start, stop):
+            total = 0
+            for p in range(indptr[i], indptr[i + 1]):
+                total += data[p]
+            out[i] = total
 
 
 def transpose(const index[::1] indptr, const index[::1] indices, index[::1] out_indptr, index[::1] out_indices,

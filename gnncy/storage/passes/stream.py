@@ -202,7 +202,8 @@ def _to_file(adjacency, features, steps, kept, alpha, out, normalization, self_l
     limit = parse_bytes(memory_limit)
     stats = IOStatistics()
     try:
-        graph, held = operator(adjacency, source, normalization, self_loops)
+        with working_threads(n_jobs):
+            graph, held = operator(adjacency, source, normalization, self_loops)
         smoothing = Smoothing(graph, steps, alpha, kept)
         dtype = source.dtype if dtype is None else dtype
         plan = plan_pass(source, smoothing, limit, held, disk or known_disk(out.parent), method=method,
