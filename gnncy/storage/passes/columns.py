@@ -2,7 +2,10 @@
 
 Rows are read once and laid down by slabs, each slab is read, smoothed and written back, and the results are lined up in
 rows. A slab is read while the one before is computed and the one before that is written. The first slab is kept in
-memory on its way in and the last on its way out; with a single slab there is no scratch file at all.
+memory on its way in and the last on its way out; with a single slab there is no scratch space at all.
+
+What is laid down of a chunk of rows, one panel for each slab and each result that is kept, lies together. If it is as
+large as the chunk's rows of the result, it lies in their place, in the result's own file.
 """
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, wait
@@ -14,8 +17,8 @@ import numpy as np
 
 from gnncy._kernels.storage import panels
 from gnncy._threads import run_pieces
-from gnncy.storage._blocks import PAGE, IOStatistics, ahead, direct_empty
-from gnncy.storage.passes.direct import Scratch, Source, in_background
+from gnncy.storage._blocks import STREAMS, IOStatistics, ahead, direct_empty
+from gnncy.storage.passes.direct import Result, Scratch, Source, Space, in_background
 from gnncy.storage.passes.smoothing import Smoothing
 
 ALIGN = 1024  # rows of which a chunk is a multiple: whole pages of any slab, and whole pieces of a product
@@ -37,32 +40,39 @@ class ColumnPlan:
     chunk: int
     memory: int
     stays: bool
+    inside: bool
 
     @property
     def slab_bytes(self) -> int:
-        """Bytes of a slab in the scratch file: whole pages."""
-        return -(-self.n * self.columns * self.itemsize // PAGE) * PAGE
+        """Bytes of a slab."""
+        return self.n * self.columns * self.itemsize
+
+    @property
+    def panels(self) -> int:
+        """Panels that are laid down of a chunk; a single one is not."""
+        return self.slabs * self.kept
 
     @property
     def scratch_bytes(self) -> int:
-        """Bytes of the scratch file."""
-        return self.slabs * self.kept * self.slab_bytes if self.slabs * self.kept > 1 else 0
+        """Bytes of a scratch file."""
+        return self.panels * self.slab_bytes if self.panels > 1 and not self.inside else 0
 
     def traffic(self) -> tuple[int, int, int]:
-        """Bytes of the scratch file that are read and written, and operations."""
-        if not self.scratch_bytes:
+        """Bytes of the scratch space that are read and written, and operations."""
+        if self.panels == 1:
             return 0, 0, 0
-        slots, own = self.slabs * self.kept - 1, self.slabs - 1  # the first stays in memory, and so does the last
+        slots, own = self.panels - 1, self.slabs - 1  # the first stays in memory, and so does the last
         turned = (own + slots) * self.slab_bytes
         extent = min(self.chunk, self.n) * self.columns * self.itemsize
         return turned, turned - self.stays * own * self.slab_bytes, turned // min(extent, _EXTENT) + turned // _EXTENT
 
 
 def plan_columns(n: int, dim: int, itemsize: int, kept: int, rooms: int, memory: int,
-                 stays: bool = False) -> ColumnPlan | None:
+                 stays: bool = False, inside: bool = False) -> ColumnPlan | None:
     """The widest slabs that fit in ``memory`` bytes; None if not even one column does.
 
-    ``rooms`` are the arrays that computing takes; ``stays`` says whether x itself is among what is kept.
+    ``rooms`` are the arrays that computing takes; ``stays`` says whether x itself is among what is kept, ``inside``
+    whether the result's file may serve as scratch space.
     """
     column = n * itemsize
 
@@ -86,7 +96,8 @@ def plan_columns(n: int, dim: int, itemsize: int, kept: int, rooms: int, memory:
     chunk = max(ALIGN, _EXTENT // (columns * itemsize) // ALIGN * ALIGN)
     while chunk > ALIGN and held(columns, chunk) > memory:
         chunk -= ALIGN
-    return ColumnPlan(n, dim, itemsize, kept, columns, -(-dim // columns), chunk, held(columns, chunk), stays)
+    return ColumnPlan(n, dim, itemsize, kept, columns, -(-dim // columns), chunk, held(columns, chunk), stays,
+                      inside and dim % columns == 0)
 
 
 def least_memory(n: int, dim: int, itemsize: int, kept: int, rooms: int) -> int:
@@ -96,12 +107,19 @@ def least_memory(n: int, dim: int, itemsize: int, kept: int, rooms: int) -> int:
 
 
 def column_rows(source: Source, smoothing: Smoothing, plan: ColumnPlan, folder, direct: bool, disk,
-                stats: IOStatistics) -> Generator[np.ndarray, None, None]:
-    """The kept results side by side, blocks of rows in storage order; a block is overwritten after the next."""
+                stats: IOStatistics, target: Result | None = None) -> Generator[np.ndarray, None, None]:
+    """The kept results side by side, blocks of rows in storage order; a block is overwritten after the next.
+
+    With a plan that lies inside its result, blocks are appended to ``target`` before the next is asked for.
+    """
     with ExitStack() as stack:
-        scratch = None
-        if plan.scratch_bytes:
+        scratch: Space | None = None
+        if plan.inside and plan.panels > 1:
+            assert target is not None
+            scratch = target.space(disk)
+        elif plan.panels > 1:
             scratch = Scratch(folder, plan.scratch_bytes, direct, disk, stats)
+        if scratch is not None:
             stack.callback(scratch.close)
         work = _Slabs(plan, scratch, source.dtype)
         last = work.smooth(smoothing, work.spread(source))
@@ -109,16 +127,26 @@ def column_rows(source: Source, smoothing: Smoothing, plan: ColumnPlan, folder, 
 
 
 class _Slabs:
-    def __init__(self, plan: ColumnPlan, scratch: Scratch | None, dtype: np.dtype):
+    def __init__(self, plan: ColumnPlan, scratch: Space | None, dtype: np.dtype):
         self.plan, self.scratch, self.dtype = plan, scratch, dtype
         self.starts = range(0, plan.n, plan.chunk)
+        self.width = plan.columns * plan.itemsize
 
     def empty(self, *shape: int) -> np.ndarray:
         return direct_empty(shape, self.dtype)
 
-    def offset(self, slab: int, kept: int, row: int = 0) -> int:
+    def panel(self, slab: int, kept: int, start: int) -> tuple[int, int]:
+        """First byte and length of what lies of a slab in the chunk of rows from ``start`` on."""
         plan = self.plan
-        return (slab * plan.kept + kept) * plan.slab_bytes + row * plan.columns * plan.itemsize
+        length = min(plan.chunk, plan.n - start) * self.width
+        return start * self.width * plan.panels + (slab * plan.kept + kept) * length, length
+
+    def gather(self, panels: list[tuple[int, int]], place, out: np.ndarray) -> np.ndarray:
+        """Read panels, ascending, to their bytes ``place`` of an array."""
+        assert self.scratch is not None
+        start, length = np.array(panels, np.int64).T
+        self.scratch.file.gather(start + self.scratch.base, length, np.asarray(place, np.int64), out, STREAMS)
+        return out
 
     def spread(self, source: Source) -> np.ndarray:
         """Write all slabs but the first, which comes back."""
@@ -136,7 +164,8 @@ class _Slabs:
             return source.range(start, stop, rows_of[k % 2][:stop - start])
 
         def write(slabs: np.ndarray, start: int, count: int) -> None:
-            scratch.write_parts((slabs[slab, :count], self.offset(slab, 0, start)) for slab in range(1, plan.slabs))
+            scratch.write_parts((slabs[slab, :count], self.panel(slab, 0, start)[0] + scratch.base)
+                                for slab in range(1, plan.slabs))
 
         with _Writes() as writes:
             for k, rows in enumerate(ahead(read, len(self.starts), 1)):
@@ -153,14 +182,15 @@ class _Slabs:
         free = [self.empty(plan.n, plan.columns) for _ in range(smoothing.rooms - 1 if alone else smoothing.rooms + 1)]
 
         def read(slab: int, out: np.ndarray) -> np.ndarray:
-            assert self.scratch is not None
-            self.scratch.file.read_range(self.offset(slab, 0), out)
-            return out
+            return self.gather([self.panel(slab, 0, start) for start in self.starts],
+                               [start * self.width for start in self.starts], out)
 
         def write(slab: int, kept: int, values: np.ndarray) -> None:
             assert self.scratch is not None
             try:
-                self.scratch.write(values, self.offset(slab, kept))
+                base = self.scratch.base
+                self.scratch.write_parts((values[start:start + plan.chunk], self.panel(slab, kept, start)[0] + base)
+                                         for start in self.starts)
             finally:
                 free.append(values)
 
@@ -194,18 +224,13 @@ class _Slabs:
             for start in self.starts:
                 yield last[start:start + plan.chunk]
             return
-        scratch, slots, count = self.scratch, plan.slabs * plan.kept, min(plan.chunk, plan.n)
+        count = min(plan.chunk, plan.n)
         slabs_of = [self.empty(plan.slabs, plan.kept, count, plan.columns) for _ in range(2)]
         rows_of = [self.empty(count, plan.kept, plan.dim) for _ in range(2)]
-        slot = np.arange(slots - 1)
 
         def read(k: int) -> np.ndarray:
-            start, stop = self.starts[k], min(self.starts[k] + plan.chunk, plan.n)
-            width = plan.columns * plan.itemsize
-            size = min(-(-(stop - start) * width // PAGE) * PAGE, count * width)  # whole pages: straight to their place
-            scratch.file.gather(slot * plan.slab_bytes + self.offset(0, 0, start),
-                                np.broadcast_to(np.int64(size), len(slot)), slot * count * width, slabs_of[k % 2])
-            return slabs_of[k % 2]
+            return self.gather([self.panel(0, slot, self.starts[k]) for slot in range(plan.panels - 1)],
+                               [slot * count * self.width for slot in range(plan.panels - 1)], slabs_of[k % 2])
 
         for k, slabs in enumerate(ahead(read, len(self.starts), 1)):
             own = last[self.starts[k]:self.starts[k] + plan.chunk]

@@ -24,6 +24,7 @@ from gnncy.storage._blocks import (
 )
 from gnncy.storage._sidecar import Writer, check_rows, writing
 
+OPEN_FILES = "/proc/self/fd"  # where an open file, which may have no name, can be opened again; not on every system
 _WRITE = 1 << 21  # bytes of one write
 
 
@@ -33,7 +34,7 @@ class DirectWriter:
     def __init__(self, fd: int, path: Path, direct: bool, stats: IOStatistics):
         self._fd, self._path, self._stats = fd, path, stats
         self._direct: int | None = None
-        again = f"/proc/self/fd/{fd}"  # the file may have no name
+        again = f"{OPEN_FILES}/{fd}"
         if direct and os.path.exists(again):
             self._direct = open_direct(again, os.O_WRONLY)
 
@@ -93,25 +94,33 @@ class DirectWriter:
             self._direct = None
 
 
-class Scratch:
+class Space:
+    """Bytes of an open file from ``base`` on, to be written and read again."""
+
+    def __init__(self, file: BlockFile, base: int, direct: bool):
+        self.file, self.base = file, base
+        self._writer = DirectWriter(file.fd, file.path, direct, file.stats)
+        self.write, self.write_parts = self._writer.write, self._writer.write_parts
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._writer.close()
+        self.file.close()
+
+
+class Scratch(Space):
     """A file without a name, reserved on disk; it is gone with the process however that ends."""
 
     def __init__(self, folder, size: int, direct: bool, disk, stats: IOStatistics):
         path = Path(folder) / f".gnncy-pass-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-        self.file = BlockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=direct, disk=disk, stats=stats)
+        file = BlockFile(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, direct=direct, disk=disk, stats=stats)
         try:
             path.unlink()
-            self.file.reserve(size)
-            self._writer = DirectWriter(self.file.fd, path, direct, stats)
+            file.reserve(size)
+            super().__init__(file, 0, direct)
         except BaseException:
-            self.file.close()
+            file.close()
             raise
-        self.write, self.write_parts = self._writer.write, self._writer.write_parts
-
-    def close(self) -> None:
-        """Give the space back."""
-        self._writer.close()
-        self.file.close()
 
 
 class Source:
@@ -172,8 +181,9 @@ class Result:
     """Rows of a new file of features, in storage order; they are written while what follows is computed."""
 
     def __init__(self, writer: Writer, direct: bool, stats: IOStatistics):
-        self._writer, self._next = writer, 0
-        self._file = DirectWriter(writer.file.fd, writer.file.path, direct, stats)
+        self._writer, self._next, self._direct, self._stats = writer, 0, direct, stats
+        self._fd, self._path = writer.file.fd, writer.file.path
+        self._file = DirectWriter(self._fd, self._path, direct, stats)
         self._pending: Future | None = None
         writer.file = self  # type: ignore[assignment]
 
@@ -189,6 +199,16 @@ class Result:
         """Begin to write rows, when those before are written: what the writer asks of its file."""
         self.wait()
         self._pending = in_background(self._file.write, rows, offset)
+
+    def space(self, disk) -> Space:
+        """The place of the rows, as space for what they are made of; a row must be written after what lies there."""
+        file = BlockFile(f"{OPEN_FILES}/{self._fd}", os.O_RDWR, direct=self._direct, disk=disk, stats=self._stats)
+        file.path = self._path  # the one that errors shall name
+        try:
+            return Space(file, PAGE, self._direct)
+        except BaseException:
+            file.close()
+            raise
 
     def wait(self) -> None:
         """Until what was begun is written."""

@@ -1,5 +1,6 @@
 """Features smoothed over a graph, from disk to disk, when neither they nor the result fit in memory."""
 import logging
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from gnncy.storage._blocks import IOStatistics, direct_empty
 from gnncy.storage._sidecar import invert
 from gnncy.storage.features import FeatureStorage
 from gnncy.storage.passes.columns import ColumnPlan, column_rows, least_memory, plan_columns
-from gnncy.storage.passes.direct import Scratch, ScratchRows, Source, result
+from gnncy.storage.passes.direct import OPEN_FILES, Result, Scratch, ScratchRows, Source, result
 from gnncy.storage.passes.smoothing import Smoothing
 from gnncy.storage.passes.windows import Costs, WindowPlan, plan_windows, windows
 from gnncy.storage.plans.disk import DiskModel, known_disk
@@ -204,17 +205,18 @@ def _to_file(adjacency, features, steps, kept, alpha, out, normalization, self_l
     try:
         with working_threads(n_jobs):
             graph, held = operator(adjacency, source, normalization, self_loops)
-        smoothing = Smoothing(graph, steps, alpha, kept)
-        dtype = source.dtype if dtype is None else dtype
-        plan = plan_pass(source, smoothing, limit, held, disk or known_disk(out.parent), method=method,
-                         written=len(kept) * graph.n_dst * source.shape[1] * np.dtype(dtype).itemsize)
-        log.info("propagation %s", plan)
-        direct = goes_past_cache(source, plan.scratch + plan.bytes_written)
-        shape = graph.n_dst, len(kept) * source.shape[1]
-        with (working_threads(n_jobs), result(out, shape, dtype, source.order, overwrite, direct, stats) as rows,
-              closing(smoothed_rows(source, smoothing, plan, out.parent, direct, disk, stats)) as blocks):
-            for block in blocks:
-                rows.append(block)
+            smoothing = Smoothing(graph, steps, alpha, kept)
+            dtype = source.dtype if dtype is None else np.dtype(dtype)
+            plan = plan_pass(source, smoothing, limit, held, disk or known_disk(out.parent), method=method,
+                             written=len(kept) * graph.n_dst * source.shape[1] * dtype.itemsize,
+                             inside=dtype == source.dtype and os.path.isdir(OPEN_FILES))
+            log.info("propagation %s", plan)
+            direct = goes_past_cache(source, plan.scratch + plan.bytes_written)
+            shape = graph.n_dst, len(kept) * source.shape[1]
+            with (result(out, shape, dtype, source.order, overwrite, direct, stats) as rows,
+                  closing(smoothed_rows(source, smoothing, plan, out.parent, direct, disk, stats, rows)) as blocks):
+                for block in blocks:
+                    rows.append(block)
     finally:
         if isinstance(features, (str, Path)):
             source.features.close()
@@ -268,10 +270,11 @@ def goes_past_cache(source: Source, nbytes: int) -> bool:
 
 
 def plan_pass(source: Source, smoothing: Smoothing, limit: int, held: int, disk: DiskModel, *, written: int = 0,
-              method: str = "auto", costs: Costs | None = None) -> PassPlan:
+              inside: bool = False, method: str = "auto", costs: Costs | None = None) -> PassPlan:
     """The plan that the disk serves soonest within ``limit`` bytes, of which ``held`` are taken.
 
-    ``written`` are the bytes of the result. ``costs`` are those of a window where more is done than smoothing.
+    ``written`` are the bytes of the result, ``inside`` whether its file may serve as scratch space. ``costs`` are those
+    of a window where more is done than smoothing.
     """
     check_choice(method, "method", ("auto", "columns", "windows"))
     (n, dim), itemsize, kept = source.shape, source.dtype.itemsize, len(smoothing.kept)
@@ -279,7 +282,7 @@ def plan_pass(source: Source, smoothing: Smoothing, limit: int, held: int, disk:
     memory = limit - held - OVERHEAD
     plans = []
     if method != "windows" or smoothing.steps == 0:
-        columns = plan_columns(n, dim, itemsize, kept, smoothing.rooms, memory, 0 in smoothing.kept)
+        columns = plan_columns(n, dim, itemsize, kept, smoothing.rooms, memory, 0 in smoothing.kept, inside)
         if columns is not None:
             read, wrote, operations = columns.traffic()
             plans.append(_costed("columns", read + n * source.bytes_per_row, wrote + written, operations, disk,
@@ -312,10 +315,13 @@ def _costed(method, read, written, operations, disk, memory, scratch, layout) ->
 
 
 def smoothed_rows(source: Source, smoothing: Smoothing, plan: PassPlan, folder, direct: bool, disk,
-                  stats: IOStatistics) -> Generator[np.ndarray, None, None]:
-    """Blocks of rows of the kept results side by side, in storage order; one is overwritten after the next."""
+                  stats: IOStatistics, target: Result | None = None) -> Generator[np.ndarray, None, None]:
+    """Blocks of rows of the kept results side by side, in storage order; one is overwritten after the next.
+
+    ``target`` is what they are appended to, if the plan lies inside it.
+    """
     if isinstance(plan.layout, ColumnPlan):
-        return column_rows(source, smoothing, plan.layout, folder, direct, disk, stats)
+        return column_rows(source, smoothing, plan.layout, folder, direct, disk, stats, target)
     return _window_rows(source, smoothing, plan.layout, folder, direct, disk, stats)
 
 
