@@ -72,6 +72,22 @@ def test_kernels_against_scipy(kernels, d, dtype, make_graph):
     np.testing.assert_allclose(aggregate(graph, x, reduce="sum"), (graph != 0).astype(dtype) @ x, **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_that_are_asked_for_early(kernels, dtype):
+    rng = np.random.default_rng(0)
+    graph = as_csr(sp.random_array((500, 30_000), density=2e-3, rng=rng, dtype=dtype), square=False)
+    for d in (11, 16, 40, 70):  # more bytes than the second level of the cache holds, as far as the kernel knows
+        x = rng.standard_normal((30_000, d)).astype(dtype)
+        expected, tolerance = graph @ x, 1e-5 if dtype == np.float32 else 1e-12
+        np.testing.assert_allclose(spmm(graph, x), expected, rtol=tolerance, atol=tolerance)
+        near = np.unique(graph.indices)
+        block = Block(graph.indptr, np.searchsorted(near, graph.indices).astype(np.int32), len(near), 500)
+        for reduce in ("sum", "max"):
+            found = aggregate(graph, x, reduce=reduce)
+            np.testing.assert_array_equal(found[:, :1], aggregate(block, x[near, :1], reduce=reduce))
+            np.testing.assert_array_equal(found[:, -1:], aggregate(block, x[near, -1:], reduce=reduce))
+
+
 @pytest.mark.parametrize("reduce, weighted", REDUCES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_column_does_not_depend_on_the_others(kernels, dtype, reduce, weighted, make_graph):
@@ -79,7 +95,7 @@ def test_a_column_does_not_depend_on_the_others(kernels, dtype, reduce, weighted
     x = np.random.default_rng(0).standard_normal((80, 100)).astype(dtype)
     whole = aggregate(graph, x, reduce=reduce, weighted=weighted)
     back = aggregate_grad(graph, x, reduce=reduce, weighted=weighted)
-    for width in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65):
+    for width in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65):
         for start in (0, 1, 5):
             tile = x[:, start:start + width]
             options = {"reduce": reduce, "weighted": weighted}

@@ -4,6 +4,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gnncy._threads import working_threads
 from gnncy.errors import GraphFormatError
 from gnncy.graph import as_csr, degrees, is_symmetric, normalize, undirected
 
@@ -212,6 +213,18 @@ def test_normalize(graph, kind, loops, to_dense):
 
 def test_normalized_symmetric_graph_is_symmetric_to_the_bit(make_graph):
     assert is_symmetric(normalize(make_graph(directed=False)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_degrees_to_the_bits_of_scipy_on_any_threads(dtype, monkeypatch):
+    graph = as_csr(sp.random_array((900, 900), density=0.05, rng=3, dtype=dtype))
+    loops = as_csr(graph + 0.7 * sp.eye_array(900, dtype=dtype, format="csr"))
+    degree, expected = loops @ np.ones(900), normalize(graph, self_loops=0.7).data
+    monkeypatch.setattr("gnncy.graph.csr._ROWS", 64)
+    for threads in (1, 3):
+        with working_threads(threads):
+            assert np.array_equal(normalize(graph, self_loops=0.7).data, expected)
+            assert np.array_equal(degrees(loops, weighted=True), degree)
 
 
 def test_normalize_does_not_share_arrays(make_graph):

@@ -9,7 +9,7 @@ from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.graph import Block, community_order, normalize, spmm
 from gnncy.storage import FeatureStorage, QuantizedFeatureStorage
-from gnncy.storage._blocks import IOStatistics, direct_empty
+from gnncy.storage._blocks import BlockFile, IOStatistics, direct_empty
 from gnncy.storage.layout.checksums import EXTENT, RunningChecksums
 from gnncy.storage.passes import propagate, sign_features
 from gnncy.storage.passes.columns import plan_columns
@@ -131,6 +131,39 @@ def test_columns_of_a_slab_and_rows_of_a_chunk_are_what_was_planned(graph):
                 assert (read == 0) == (plan.slabs * kept == 1) == (operations == 0)
                 assert read <= 2 * plan.slabs * kept * plan.slab_bytes and written <= read
     assert plan_columns(10**6, 64, 4, 1, 2, 10**6) is None
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_panels_lie_in_the_place_of_the_rows(tmp_path, graph, direct, monkeypatch):
+    reserved, reserve = [], BlockFile.reserve
+
+    def noted(file, size):
+        reserved.append(size)
+        reserve(file, size)
+
+    monkeypatch.setattr(BlockFile, "reserve", noted)
+    wide = np.random.default_rng(2).standard_normal((N, 48)).astype(np.float32)
+    FeatureStorage.from_array(wide, tmp_path / "x.npy").close()
+    block = Block.from_csr(normalize(graph))
+    expected = spmm(block, wide)
+    hops = np.hstack([wide, expected])
+    base = OVERHEAD + block.indptr.nbytes + block.indices.nbytes + block.weights.nbytes
+    options = {"out": tmp_path / "y.npy", "method": "columns", "disk": DISK, "overwrite": True, "n_jobs": 2}
+    with FeatureStorage(tmp_path / "x.npy", direct=direct) as store:
+        # Slabs of 16 columns; the same, with a result of another width; slabs of 13 columns and a narrower one.
+        for memory, dtype, inside in ((1_300_000, np.float32, True), (1_300_000, np.float16, False),
+                                      (1_140_000, np.float32, False)):
+            plan = plan_columns(N, 48, 4, 1, 2, memory, inside=dtype == np.float32)
+            assert plan.slabs > 1 and N % plan.chunk and plan.inside == inside == (plan.scratch_bytes == 0)
+            reserved.clear()
+            with propagate(graph, store, 1, dtype=dtype, memory_limit=base + memory, **options) as found:
+                assert np.array_equal(found[:], expected.astype(dtype).astype(np.float32))
+                assert found.verify()
+            assert reserved == [4096 + expected.size * np.dtype(dtype).itemsize, plan.scratch_bytes][:2 - inside]
+        reserved.clear()
+        with sign_features(graph, store, 1, memory_limit=base + 2_000_000, **options) as found:
+            assert np.array_equal(found[:], hops) and found.verify()
+        assert reserved == [4096 + hops.nbytes]
 
 
 def test_no_more_bytes_are_moved_than_were_planned(tmp_path, graph, x, monkeypatch):

@@ -68,7 +68,7 @@ cdef inline void sum_lines(const index *indices, const floating *weights, const 
                            floating *out) noexcept nogil:
     """Write a few lines of a row's sum, which stay in registers as their number is known to the compiler."""
     cdef Py_ssize_t j, k, p, width = LINE // sizeof(floating), ahead = rows_ahead(lines * LINE)
-    cdef floating[4 * LINE] sums
+    cdef floating[LINE] sums
     cdef floating w, one = 1
     for j in range(lines * width):
         sums[j] = 0
@@ -87,17 +87,18 @@ cdef inline void sum_columns(const index *indices, const floating *weights, cons
                              floating *out) noexcept nogil:
     """Write a row's sum of less than a line."""
     cdef Py_ssize_t j, p, ahead = rows_ahead(d * sizeof(floating))
+    cdef floating[LINE] sums
     cdef floating w, one = 1
     for j in range(d):
-        out[j] = 0
+        sums[j] = 0
     for p in range(low, high):
         if p + ahead < until:
             prefetch_span_early(x + indices[p + ahead] * d, d * sizeof(floating))
         w = one if weights == NULL else weights[p]
         for j in range(d):
-            out[j] += w * x[indices[p] * d + j]
+            sums[j] += w * x[indices[p] * d + j]
     for j in range(d):
-        out[j] *= scale
+        out[j] = sums[j] * scale
 
 
 cdef inline void sum_rows(const index *indptr, const index *indices, const floating *weights, const floating *x,
