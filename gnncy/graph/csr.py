@@ -208,12 +208,12 @@ def normalize(adjacency, kind: str = "sym", self_loops: float = 1.0) -> sp.csr_a
     with np.errstate(divide="ignore"):
         inverse = np.where(degree > 0, 1 / (np.sqrt(degree) if kind == "sym" else degree), 0.0)
     left, right = {"sym": (inverse, inverse), "row": (inverse, ones), "col": (ones, inverse)}[kind]
-    indptr, indices, data = adjacency.indptr, adjacency.indices, np.empty_like(adjacency.data)
-    run_pieces(lambda start, stop: spmm.scaled(indptr[start:stop + 1], indices, adjacency.data, left[start:stop],
-                                               right, data), n, _ROWS)
-    if not self_loops:  # these may be the caller's own
-        indptr, indices = indptr.copy(), indices.copy()
-    return sp.csr_array((data, indices, indptr), shape=(n, n))
+    if not self_loops:  # its arrays may be the caller's own
+        adjacency = adjacency.copy()
+    indptr, indices, data = adjacency.indptr, adjacency.indices, adjacency.data
+    run_pieces(lambda start, stop: spmm.scaled(indptr[start:stop + 1], indices, data, left[start:stop], right, data),
+               n, _ROWS)
+    return adjacency
 
 
 def undirected(adjacency) -> sp.csr_array:

@@ -143,7 +143,7 @@ def weighted_sum(const index[::1] indptr, const index[::1] indices, const floati
 
 def scaled(const index[::1] indptr, const index[::1] indices, const floating[::1] weights, const double[::1] left,
            const double[::1] right, floating[::1] out):
-    """Write left_i weights_p right_{indices_p}, rounded once."""
+    """Write left_i weights_p right_{indices_p}, rounded once; to ``weights`` themselves if they are ``out``."""
     cdef Py_ssize_t i, p
     with nogil:
         for i in range(indptr.shape[0] - 1):
