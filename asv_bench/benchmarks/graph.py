@@ -75,7 +75,7 @@ class Sampling:
 
 
 class Aggregate:
-    params = [["gnncy", "scipy"], [16, 64, 128]]
+    params = [["gnncy", "scipy"], [16, 40, 64, 128]]
     param_names = ["impl", "width"]
 
     def setup(self, impl, width):

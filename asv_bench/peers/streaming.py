@@ -6,7 +6,7 @@ beside the same model in memory. ``streaming_formats``: float32, float16 and int
 rows, and what a linear probe finds. Files are read and written past the page cache (``O_DIRECT``), every pass in a
 process of its own.
 
-The scratch folder is ``GNNCY_BENCH_FOLDER``, the temporary directory by default; up to 26 GB of it are used, and freed.
+The scratch folder is ``GNNCY_BENCH_FOLDER``, the temporary directory by default; up to 18 GB of it are used, and freed.
 ``GNNCY_BENCH_GIB`` asks for another size of features. ``coauthor_physics.npz`` is read from ``GNNCY_BENCH_DATA``.
 """
 import json

@@ -38,8 +38,9 @@ class PassPlan:
     ----------
     method : {"columns", "windows"}
         ``"columns"``: a few columns of all rows in memory at a time, any number of steps over them; rows are turned
-        into columns and back through a scratch file. ``"windows"``: some consecutive rows at a time, computed from
-        their neighbours' rows, gathered from the file; a file for every step.
+        into columns and back in the result's own file, or through a scratch file where they do not fit into its
+        rows. ``"windows"``: some consecutive rows at a time, computed from their neighbours' rows, gathered from the
+        file; a file for every step.
     bytes_read, bytes_written, operations : int
         Of the disk, source, scratch and result together.
     seconds : float
@@ -78,7 +79,7 @@ def propagate(adjacency, features, k: int, *, out, normalization: str | None = "
     k : int
         Steps.
     out : path-like
-        File of the result; whole or absent. Scratch files lie beside it while the call lasts.
+        File of the result; whole or absent. A scratch file, where one is needed, has no name and ends with the call.
     normalization : {"sym", "row", "col"} or None
         S is ``graph.normalize(adjacency, normalization, self_loops)``; with None it is ``adjacency`` as it is.
     self_loops : float
