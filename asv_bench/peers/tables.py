@@ -64,7 +64,7 @@ def swapped(graph, folder, capacity, threads):
     second of an epoch, and what was moved.
     """
     from gnncy.estimators.node_embedding import NodeEmbedding
-    from gnncy.estimators.pairs import PairTraining
+    from gnncy.estimators.pairs import PairTraining, deal
     from gnncy.storage.tables import EmbeddingTable
     from gnncy.storage.tables.windows import LANES
     n = graph.shape[0]
@@ -83,6 +83,7 @@ def swapped(graph, folder, capacity, threads):
         begin = np.searchsorted(cell[order], np.arange(parts * parts + 1))
         del cell, order, keep
         work = PairTraining(graph, table, NodeEmbedding(DIM), 0)
+        room = np.zeros((2, np.diff(begin).max()), np.int64)
         begun = time.perf_counter()
         for j in range(parts):  # inside out: the next pair shares a partition with this one
             odds = work._odds(partitions[j])
@@ -90,7 +91,8 @@ def swapped(graph, folder, capacity, threads):
                 blocks = np.union1d(partitions[i], partitions[j])
                 table.hold(blocks)
                 some = slice(begin[i * parts + j], begin[i * parts + j + 1])
-                work.meet(u[some].astype(np.int64), v[some].astype(np.int64), lane_of, odds, i == j, i * parts + j)
+                dealt = deal(u[some].astype(np.int64), v[some].astype(np.int64), lane_of, work.bits, room)
+                work.meet(dealt, odds, i == j, i * parts + j)
                 table.changed(blocks, 1)
         table.checkpoint()
         seconds = time.perf_counter() - begun
@@ -223,7 +225,7 @@ def word2vec(quick):
     """Tokens per second of one thread on the same walks, windows and number of negatives."""
     from gnncy._kernels.storage import tables as kernels
     from gnncy.estimators.node_embedding import NodeEmbedding
-    from gnncy.estimators.pairs import Lane
+    from gnncy.estimators.pairs import Lane, Odds, Pairs
     from gnncy.graph import RandomWalks
     from gnncy.storage.tables import EmbeddingTable
     python = os.environ.get("GNNCY_GENSIM_PYTHON") or (sys.executable if importlib.util.find_spec("gensim") else None)
@@ -242,14 +244,16 @@ def word2vec(quick):
             held.hold(np.arange(held.n_blocks))
             lane = Lane(held, NodeEmbedding(DIM, method="walks"))
             rng = np.random.default_rng(0)
-            odds = np.zeros(held.n_blocks * held.block_rows // 2)
-            odds[:n] = np.diff(graph.indptr) ** 0.75
-            sums, guide = np.cumsum(odds), np.empty(len(odds), np.int32)
+            likely = np.zeros(held.n_blocks * held.block_rows // 2)
+            likely[:n] = np.diff(graph.indptr) ** 0.75
+            sums, guide = np.cumsum(likely), np.empty(len(likely), np.int32)
             kernels.guide(sums, guide)
+            odds = Odds(np.array([0, len(sums)]), np.arange(held.n_blocks), sums, guide)
+            cell, loss = np.zeros(1, np.int64), np.empty(1)
             begun = time.process_time()
             for first in range(0, len(walks), 128):
                 u, v = windowed(walks[first:first + 128], 10, rng)
-                lane.train(u, v, (np.arange(held.n_blocks), sums, guide), first)
+                lane.train(cell, Pairs(np.array([0, len(u)]), u, v), odds, first, loss)
             ours = time.process_time() - begun
             score = auc(held.gather(np.arange(n) * 2), test)
     yield row(f"{len(walks)} walks of 80 nodes, window 10, 5 negatives, one thread; AUC {100 * score:.1f} %",

@@ -1,6 +1,7 @@
 """Where the rows of a table lie in memory, which of them are the same, and which are drawn."""
 from libc.stdint cimport int32_t, int64_t, uint64_t
 
+from gnncy._kernels._hash cimport below, mix64
 from gnncy._kernels._prefetch cimport prefetch
 
 cdef enum:
@@ -47,14 +48,22 @@ cdef inline Py_ssize_t group_equal(const int64_t* places, Py_ssize_t n, int32_t[
     return found
 
 
-cdef inline int64_t position(double lot, const double[::1] cumulative, const int32_t[::1] guide) noexcept nogil:
-    """The position that a lot of 0..1 draws, position i with odds cumulative[i] - cumulative[i - 1].
+cdef inline int64_t position(double lot, const double* cumulative, const int32_t* guide, Py_ssize_t n) noexcept nogil:
+    """The position of ``n`` that a lot of 0..1 draws, position i with odds cumulative[i] - cumulative[i - 1].
 
-    ``guide[k]`` is what the lot k / n draws, with n positions; the search begins there.
+    ``guide[k]`` is what the lot k / n draws; the search begins there.
     """
-    cdef Py_ssize_t n = cumulative.shape[0]
     cdef int64_t i = guide[<Py_ssize_t>(lot * n)]
     cdef double x = lot * cumulative[n - 1]
     while i < n - 1 and cumulative[i] <= x:
         i += 1
     return i
+
+
+cdef inline void shuffle_pairs(int64_t* u, int64_t* v, Py_ssize_t n, uint64_t key) noexcept nogil:
+    """Put pairs in the random order that the key names."""
+    cdef Py_ssize_t i, j
+    for i in range(n - 1, 0, -1):
+        j = below(mix64(key + <uint64_t>i), i + 1)
+        u[i], u[j] = u[j], u[i]
+        v[i], v[j] = v[j], v[i]

@@ -1,16 +1,19 @@
 """Pairs of linked nodes, window by window of a table on disk, and skip-gram steps on them in lanes."""
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from functools import cache
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gnncy._kernels import skipgram
 from gnncy._kernels.storage import tables as kernels
-from gnncy._random import derive, mix64
-from gnncy._threads import run_pieces
+from gnncy._random import derive
+from gnncy._threads import current_threads, run_pieces
 from gnncy.graph import RandomWalks
 from gnncy.storage import GraphStorage
-from gnncy.storage._blocks import ahead
+from gnncy.storage._blocks import ahead, one_ahead
 from gnncy.storage.tables import EmbeddingTable
 from gnncy.storage.tables.table import EPS
 from gnncy.storage.tables.windows import LANES, EpochWindows, Window
@@ -20,9 +23,23 @@ if TYPE_CHECKING:
 
 GROUP = 16  # pairs that share their negatives
 POWER = 0.75  # of the degree, for the odds to be a negative
-_BLOCKS = 8  # blocks whose arcs one thread takes at a time
 
-Odds = tuple[np.ndarray, np.ndarray, np.ndarray]  # blocks, the sums of their nodes' odds, and the guide to these
+
+class Pairs(NamedTuple):
+    """Pairs of nodes by cells: those of lane i and lane j are ``u, v[begin[k]:begin[k + 1]]``, k = i LANES + j."""
+
+    begin: np.ndarray
+    u: np.ndarray
+    v: np.ndarray
+
+
+class Odds(NamedTuple):
+    """What the negatives of lane j are drawn from: the nodes of its blocks, which begin at node ``first[j]`` of all."""
+
+    first: np.ndarray
+    blocks: np.ndarray
+    sums: np.ndarray  # of the odds of the lane's nodes
+    guide: np.ndarray  # to the sums
 
 
 class PairTraining:
@@ -45,43 +62,33 @@ class PairTraining:
             table.hold(np.arange(table.n_blocks))
         for chunk, blocks in enumerate(order.chunks):
             table.expect(blocks, order.due(chunk, -1))
+        drawn = self._drawn(order, epoch)
+        if current_threads() > 1:
+            drawn = one_ahead(drawn)
         total, count = 0.0, 0
-        odds: list[Odds] = []
-        for t, (window, ends) in enumerate(zip(order.windows, self._ends(order), strict=True)):
+        for t, parts in groupby(drawn, itemgetter(0)):
             if not table.resident:
                 self._bring(order, t)
-            if window.own:
-                odds = self._odds(order.chunks[window.chunk], odds if window.held else None)
-            for part, (u, v) in enumerate(self._drawn(order, window, epoch, ends)):
-                total += self.meet(u, v, order.lane_of, odds, window.own, derive(self.seed, "pairs", epoch, t, part))
-                count += len(u)
+            for part, (_, pairs, odds) in enumerate(parts):
+                total += self.meet(pairs, odds, order.windows[t].own, derive(self.seed, "pairs", epoch, t, part))
+                count += len(pairs.u)
             table.changed(order.blocks(t), 1)
         return total / max(count, 1), count
 
-    def meet(self, u, v, lane_of, odds: list[Odds], own: bool, key: int) -> float:
-        """Train on pairs of nodes by the lanes of their blocks, many lanes at a time; the sum of their losses.
+    def meet(self, pairs: Pairs, odds: Odds, own: bool, key: int) -> float:
+        """Train on pairs, those of many lanes at a time; the sum of their losses.
 
         What is trained on at the same time has no row in common: in a turn lane i of the nodes ``u`` meets lane
         i ^ turn of the nodes ``v``. Where these may be of the same chunk (``own``), the pairs of two lanes are trained
         on one after the other.
         """
-        a, b = np.empty((2, len(u)), np.int64)
-        begin = np.empty(LANES * LANES + 1, np.int64)
-        kernels.deal(u, v, lane_of, self.bits, LANES, begin, a, b)
         losses = np.zeros(LANES * LANES)
-        for turn in range(LANES):
-            meetings = [[(i, i ^ turn)] for i in range(LANES)]
-            if own and turn:
-                meetings = [[(i, j), (j, i)] for ((i, j),) in meetings if i < j]
+        for tasks in _stages(own, current_threads()):
+            def work(start, stop, tasks=tasks):
+                for lane, cells in zip(self._lanes[start:stop], tasks[start:stop], strict=True):
+                    lane.train(cells, pairs, odds, key, losses)
 
-            def work(start, stop, meetings=meetings):
-                for lane, cells in enumerate(meetings[start:stop], start):
-                    for i, j in cells:
-                        cell = i * LANES + j
-                        some = slice(begin[cell], begin[cell + 1])
-                        losses[cell] = self._lanes[lane].train(a[some], b[some], odds[j], mix64(key ^ cell))
-
-            run_pieces(work, len(meetings), 1)
+            run_pieces(work, len(tasks), 1)
         return float(losses.sum())
 
     def _bring(self, order: EpochWindows, t: int) -> None:
@@ -96,37 +103,63 @@ class PairTraining:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
         return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
 
-    def _odds(self, blocks: np.ndarray, lanes: list[Odds] | None = None) -> list[Odds]:
-        """For each lane what negatives are drawn from, its share of some blocks added."""
-        lanes = [(blocks[:0], np.empty(0), np.empty(0, np.int32))] * LANES if lanes is None else lanes
-        for lane, (before, sums, guide) in enumerate(lanes):
-            more = blocks[lane::LANES]
-            first = np.minimum((more[:, None] << self.bits) + np.arange(1 << self.bits), self.n)
-            last = np.minimum(first + 1, self.n)  # places beyond the last node have no odds
-            odds = ((self.indptr[last] - self.indptr[first]) ** POWER).reshape(-1)
-            odds[:1] += 1e-9 + sums[-1:].sum()  # never 0 in all, where there are no arcs
-            sums = np.concatenate([sums, np.cumsum(odds)])
-            guide = np.empty(len(sums), np.int32)
-            kernels.guide(sums, guide)
-            lanes[lane] = np.concatenate([before, more]), sums, guide
-        return lanes
+    def _odds(self, blocks: np.ndarray, before: Odds | None = None) -> Odds:
+        """The odds of the nodes of some blocks, joined to those of others before."""
+        known = np.zeros(LANES + 1, np.int64) if before is None else before.first
+        more = [blocks[lane::LANES] for lane in range(LANES)]
+        first = known + np.cumsum([0, *map(len, more)]) * (1 << self.bits)
+        odds = Odds(first, np.empty(first[-1] >> self.bits, np.int64), np.empty(first[-1]), np.empty(first[-1], np.int32))
+        for lane, added in enumerate(more):
+            begin, end = (int(place) for place in first[lane:lane + 2])
+            middle = end - (len(added) << self.bits)
+            if before is not None:
+                old = slice(known[lane], known[lane + 1])
+                odds.sums[begin:middle] = before.sums[old]
+                odds.blocks[begin >> self.bits:middle >> self.bits] = before.blocks[old.start >> self.bits:old.stop >> self.bits]
+            node = np.minimum((added[:, None] << self.bits) + np.arange(1 << self.bits), self.n)
+            after = np.minimum(node + 1, self.n)  # places beyond the last node have no odds
+            new = ((self.indptr[after] - self.indptr[node]) ** POWER).reshape(-1)
+            new[:1] += 1e-9 + odds.sums[begin:middle][-1:].sum()  # never 0 in all, where there are no arcs
+            odds.sums[middle:end] = np.cumsum(new)
+            odds.blocks[middle >> self.bits:end >> self.bits] = added
+            kernels.guide(odds.sums[begin:end], odds.guide[begin:end])
+        return odds
 
-    def _drawn(self, order: EpochWindows, window: Window, epoch: int, ends):
-        """The pairs of the chunk's nodes with nodes that are there, in parts."""
+    def _drawn(self, order: EpochWindows, epoch: int) -> Iterator[tuple[int, Pairs, Odds]]:
+        """The pairs of every window, in parts, with the odds of the negatives. They last until the next but one."""
+        most = self._most(order)
+        found, dealt = np.empty((2, most), np.int64), np.empty((2, 2, most), np.int64)
+        odds, turn = None, 0
+        for t, (window, ends) in enumerate(zip(order.windows, self._ends(order), strict=True)):
+            if window.own:
+                odds = self._odds(order.chunks[window.chunk], odds if window.held else None)
+            for count in self._found(order, window, epoch, ends, found):
+                u, v = found[:, :count]
+                yield t, deal(u, v, order.lane_of, self.bits, dealt[turn % 2]), odds
+                turn += 1
+
+    def _found(self, order: EpochWindows, window: Window, epoch: int, ends, out: np.ndarray) -> Iterator[int]:
+        """Write the pairs of the chunk's nodes with nodes that are there, part by part; their numbers."""
         blocks = order.chunks[window.chunk]
-        there = np.zeros(len(order.chunks), np.uint8)
-        there[list(window.held)] = 1
-        chunk = window.chunk if window.own else -1
+        taken = np.zeros(len(order.chunks), np.uint8)
+        taken[list(window.held)] = 1
+        taken[window.chunk] = 2 * window.own
+        taken = taken[order.chunk_of]
         key = derive(self.seed, "lot", epoch)
         if self.model.method == "edges":
-            yield self._arcs(blocks, ends, order.chunk_of, there, chunk, key)
+            first, last, _, _ = self._spans(blocks)
+            yield kernels.arc_pairs(self.indptr, ends[0], first, last, ends[1], taken, self.bits, key, *out)
             return
         nodes = self._nodes(blocks)
         for draw in range(self.model.n_walks):
             walks = self.walker.sample(nodes, epoch=epoch, batch=draw)
-            u, v = np.empty((2, walks.shape[0] * (walks.shape[1] - 1)), np.int64)
-            count = kernels.walk_pairs(walks, order.chunk_of, there, self.bits, chunk, key + draw, u, v)
-            yield u[:count], v[:count]
+            yield kernels.walk_pairs(walks, taken, self.bits, key + draw, *out)
+
+    def _most(self, order: EpochWindows) -> int:
+        """Pairs of a part, at most."""
+        if self.model.method == "edges":
+            return max(int(self._spans(blocks)[3].sum()) for blocks in order.chunks)
+        return max(len(self._nodes(blocks)) for blocks in order.chunks) * self.model.walk_length
 
     def _spans(self, blocks: np.ndarray) -> tuple[np.ndarray, ...]:
         """Of blocks the first node and the one after the last, and the first arc and their number."""
@@ -139,8 +172,7 @@ class PairTraining:
         """Where the arcs of each window's chunk end, and where those of each block begin therein."""
         if not self.stored:
             return ((self.adjacency.indices, self._spans(order.chunks[window.chunk])[2]) for window in order.windows)
-        longest = max(int(self._spans(blocks)[3].sum()) for blocks in order.chunks)
-        memory = np.empty((2, longest), self.adjacency.ends_dtype)
+        memory = np.empty((2, self._most(order)), self.adjacency.ends_dtype)
 
         def read(t):
             _, _, arc, arcs = self._spans(order.chunks[order.windows[t].chunk])
@@ -148,37 +180,45 @@ class PairTraining:
 
         return ahead(read, len(order), 1)
 
-    def _arcs(self, blocks, ends, chunk_of, there, chunk, key):
-        first, last, _, arcs = self._spans(blocks)
-        arcs = np.concatenate([[0], np.cumsum(arcs)])
-        u, v = np.empty((2, arcs[-1]), np.int64)
-        found: dict[int, slice] = {}
 
-        def piece(start, stop):
-            some = slice(arcs[start], arcs[stop])
-            count = kernels.arc_pairs(self.indptr, ends[0], start, stop, first, last, ends[1], chunk_of, there,
-                                      self.bits, chunk, key, u[some], v[some])
-            found[start] = slice(arcs[start], arcs[start] + count)
+def deal(u: np.ndarray, v: np.ndarray, lane_of: np.ndarray, bits: int, out: np.ndarray) -> Pairs:
+    """Pairs by the lanes of their blocks of 2 ** ``bits`` nodes, in ``out``."""
+    begin = np.empty(LANES * LANES + 1, np.int64)
+    a, b = out[:, :len(u)]
+    kernels.deal(u, v, lane_of, bits, LANES, begin, a, b)
+    return Pairs(begin, a, b)
 
-        run_pieces(piece, len(blocks), _BLOCKS)
-        parts = [found[start] for start in sorted(found)]
-        return np.concatenate([u[part] for part in parts]), np.concatenate([v[part] for part in parts])
+
+@cache
+def _stages(own: bool, threads: int) -> list[list[np.ndarray]]:
+    """Tasks stage by stage: the cells that one thread trains on, in order.
+
+    The tasks of a stage have no row in common, and cells that have are in the same order for any number of threads.
+    For two threads the turns are taken by halves of the lanes, which meet two turns in a row: there is less to wait for.
+    """
+    turns = [[[(i, i ^ turn)] for i in range(LANES)] for turn in range(LANES)]
+    if own:
+        turns[1:] = [[[(i, j), (j, i)] for ((i, j),) in tasks if i < j] for tasks in turns[1:]]
+    if threads <= 2:
+        joined = [turns[:2]] if own else [turns[:2], turns[2:]]
+        turns[:2 * len(joined)] = [[[cell for tasks in some for task in tasks if task[0][0] // 2 == half for cell in task]
+                                    for half in range(2)] for some in joined]
+    return [[np.array([i * LANES + j for i, j in task]) for task in tasks] for tasks in turns]
 
 
 class Lane:
-    """Steps on pairs, one after the other, on rows that no other lane has at the time."""
+    """Steps on the pairs of some cells, one after the other, on rows that no other lane has at the time."""
 
     def __init__(self, table: EmbeddingTable, model: "NodeEmbedding"):
         batch, k, d = -(-model.batch_size // LANES), model.n_negatives, model.n_components
         places = 2 * batch + -(-batch // GROUP) * k
         self._table, self._vectors = table, model._vectors
         self._scratch = np.empty((4, places + 1), np.int64)
-        self._loss, self._factor = np.empty(batch), np.empty((batch, k + 1), np.float32)
+        self._loss, self._factor = np.empty(-(-batch // GROUP)), np.empty((batch, k + 1), np.float32)
         self._gradient = np.empty((places, d), np.float32)
 
-    def train(self, u: np.ndarray, v: np.ndarray, odds: Odds, key: int) -> float:
-        """Train on pairs in the random order that the key names, which they are put in; the sum of their losses."""
+    def train(self, cells: np.ndarray, pairs: Pairs, odds: Odds, key: int, losses: np.ndarray) -> None:
+        """Train on the pairs of cells in random order, which they are put in; writes the sums of their losses."""
         table = self._table
-        kernels.shuffle(u, v, key)
-        return skipgram.train(u, v, self._vectors, *odds, mix64(key), GROUP, *table.places, table.marks, self._scratch,
-                              self._loss, self._factor, self._gradient, table.lr, EPS[table.optimizer], table.records)
+        skipgram.train(cells, *pairs, self._vectors, *odds, key, GROUP, *table.places, table.marks, self._scratch,
+                       self._loss, self._factor, self._gradient, table.lr, EPS[table.optimizer], table.records, losses)

@@ -186,12 +186,13 @@ def test_gradient_of_skip_gram(level, dtype, d, negatives):
         s = np.einsum("id,ikd->ik", u, drawn)
         return np.logaddexp(0, -(u * v).sum(1)) + np.logaddexp(0, s).sum(1)
 
-    factor, losses = np.empty((m, negatives + 1), dtype), np.empty(m)
+    factor, losses = np.empty((m, negatives + 1), dtype), np.empty(groups)
     grad = np.full((len(where), d), np.nan, dtype)
     module.gradient(0, 1, records, where, group, factor, losses, grad)
     module.gradient(1, groups, records, where, group, factor, losses, grad)
     rows = records[:, :d].astype(float)
-    np.testing.assert_allclose(losses, loss(rows), rtol=1e-5 if dtype == np.float32 else 1e-12)
+    by_group = np.add.reduceat(loss(rows), np.arange(0, m, group))
+    np.testing.assert_allclose(losses, by_group, rtol=1e-5 if dtype == np.float32 else 1e-12)
     total = np.zeros((30, d))
     np.add.at(total, where, grad.astype(float))
     if dtype == np.float64:
@@ -218,38 +219,48 @@ def test_training_is_gradient_after_gradient(level, dtype, d, vectors, batch):
     slot_of = rng.permutation(8)  # of 64 rows
     blocks = np.array([6, 1, 4])
     u, v = rng.integers(0, 64 // vectors, (2, m))
-    sums = np.cumsum(rng.random(len(blocks) * 8 // vectors))
-    guide = np.empty(len(sums), np.int32)
-    kernels.guide(sums, guide)
+    cell, begin = 3, np.array([0, 0, 0, 2, m - 1])  # of 2 x 2, this the last one: its negatives are of lane 1
+    own = slice(2, m - 1)
+    nodes = np.array([0, 8 // vectors, 3 * 8 // vectors])
+    sums, guide = np.empty(nodes[-1]), np.empty(nodes[-1], np.int32)
+    for lane in (slice(nodes[0], nodes[1]), slice(nodes[1], nodes[2])):
+        sums[lane] = np.cumsum(rng.random(lane.stop - lane.start))
+        kernels.guide(sums[lane], guide[lane])
     records = rng.standard_normal((64, d + 2)).astype(dtype)
     records[:, d] = 0.5
     want, loss = records.copy(), 0.0
-    lots_key = key
-    for first in range(0, m, batch):
-        a, b = u[first:first + batch], v[first:first + batch]
+    lots_key = mix64(key ^ cell)
+    a_all, b_all = u[own].copy(), v[own].copy()
+    kernels.shuffle(a_all, b_all, lots_key)
+    for first in range(0, len(a_all), batch):
+        a, b = a_all[first:first + batch], b_all[first:first + batch]
         groups = -(-len(a) // group)
-        lots = np.array([(mix64(lots_key + e) >> 11) * 2.0**-53 for e in range(groups * negatives)])
         lots_key = mix64(lots_key)
+        lots = np.array([(mix64(lots_key + e) >> 11) * 2.0**-53 for e in range(groups * negatives)])
         drawn = np.empty(len(lots), np.int64)
-        kernels.draw(sums, guide, lots, drawn)
-        row = drawn * vectors + vectors - 1
+        kernels.draw(sums[nodes[1]:], guide[nodes[1]:], lots, drawn)
+        row = (nodes[1] + drawn) * vectors + vectors - 1
         rows = np.concatenate([a * vectors, b * vectors + vectors - 1, blocks[row // 8] * 8 + row % 8])
-        where, grad, losses = np.empty(len(rows), np.int64), np.empty((len(rows), d), dtype), np.empty(len(a))
+        where, grad, losses = np.empty(len(rows), np.int64), np.empty((len(rows), d), dtype), np.empty(groups)
         kernels.locate(rows, slot_of, bits, where)
         skipgram.gradient(0, groups, want, where, group, np.empty((len(a), negatives + 1), dtype), losses, grad)
-        distinct, begin, order = np.empty((3, len(rows) + 1), np.int64)
-        count = kernels.group(where, np.full(64, -1, np.int32), distinct, begin, order)
-        steps.rowwise_adagrad(0, count, distinct, order, begin, grad, 0.1, 1e-8, want)
+        distinct, start, order = np.empty((3, len(rows) + 1), np.int64)
+        count = kernels.group(where, np.full(64, -1, np.int32), distinct, start, order)
+        steps.rowwise_adagrad(0, count, distinct, order, start, grad, 0.1, 1e-8, want)
         loss += losses.sum()
     places = 2 * batch + -(-batch // group) * negatives
     mark = np.full(64, -1, np.int32)
-    for array in (u, v, blocks, sums, guide, slot_of):
+    for array in (begin, nodes, blocks, sums, guide, slot_of):
         array.flags.writeable = False
-    got = skipgram.train(u, v, vectors, blocks, sums, guide, key, group, slot_of, bits, mark,
-                         np.empty((4, places + 1), np.int64), np.empty(batch), np.empty((batch, negatives + 1), dtype),
-                         np.empty((places, d), dtype), 0.1, 1e-8, records)
+    out = np.full(4, np.nan)
+    rest = np.delete(np.stack([u, v]), np.arange(2, m - 1), axis=1)
+    skipgram.train(np.array([cell, 0]), begin, u, v, vectors, nodes, blocks, sums, guide, key, group, slot_of, bits, mark,
+                   np.empty((4, places + 1), np.int64), np.empty(-(-batch // group)),
+                   np.empty((batch, negatives + 1), dtype), np.empty((places, d), dtype), 0.1, 1e-8, records, out)
+    np.testing.assert_array_equal(np.delete(np.stack([u, v]), np.arange(2, m - 1), axis=1), rest)
+    np.testing.assert_array_equal([u[own], v[own]], [a_all, b_all])
     np.testing.assert_array_equal(records, want)
-    assert got == pytest.approx(loss, rel=1e-12) and (mark == -1).all()
+    assert out[3] == pytest.approx(loss, rel=1e-12) and out[0] == 0 and np.isnan(out[1:3]).all() and (mark == -1).all()
 
 
 def test_pairs_are_dealt_and_shuffled_together():
@@ -278,8 +289,9 @@ def test_pairs_are_dealt_and_shuffled_together():
     np.testing.assert_allclose(np.bincount(first) / 4000, 0.25, atol=0.03)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("method", METHODS)
-def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, monkeypatch):
+def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, threads, monkeypatch):
     rounds = []
     pieces, train = pairs_module.run_pieces, pairs_module.Lane.train
 
@@ -287,23 +299,41 @@ def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, monk
         rounds.append([])
         pieces(work, n, size)
 
-    def trained(lane, u, v, odds, key):
+    def trained(lane, cells, pairs, odds, key, losses):
         vectors, bits = lane._vectors, lane._table.block_rows.bit_length() - 1
-        rows = np.concatenate([u * vectors, v * vectors + vectors - 1]) >> bits
-        rounds[-1].append((lane, set(rows.tolist()) | (set(odds[0].tolist()) if len(u) else set())))
-        return train(lane, u, v, odds, key)
+        blocks = set()
+        for cell in cells.tolist():
+            u, v = (x[pairs.begin[cell]:pairs.begin[cell + 1]] for x in (pairs.u, pairs.v))
+            blocks.update((u * vectors >> bits).tolist(), (v * vectors + vectors - 1 >> bits).tolist())
+            if len(u):
+                nodes = odds.first[cell % LANES:cell % LANES + 2] * vectors >> bits
+                blocks.update(odds.blocks[slice(*nodes)].tolist())
+        rounds[-1].append(blocks)
+        return train(lane, cells, pairs, odds, key, losses)
 
     monkeypatch.setattr(pairs_module, "run_pieces", watched)
     monkeypatch.setattr(pairs_module.Lane, "train", trained)
-    small(method, epochs=1, n_components=128).fit(graph.adjacency)
+    small(method, epochs=1, n_components=128, n_jobs=threads).fit(graph.adjacency)
     most = 0
-    for meetings in rounds:
-        blocks = {}
-        for lane, some in meetings:
-            blocks.setdefault(lane, set()).update(some)
-        assert len(set().union(*blocks.values())) == sum(map(len, blocks.values()))
-        most = max(most, sum(bool(some) for some in blocks.values()))
-    assert most == LANES
+    for tasks in rounds:
+        assert len(set().union(*tasks)) == sum(map(len, tasks))
+        most = max(most, sum(bool(task) for task in tasks))
+    assert most == (LANES if threads > 2 else 2)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_cells_that_share_a_lane_keep_their_order_at_any_number_of_threads(own):
+    orders = []
+    for threads in (1, 2, 3, 8):
+        cells = [divmod(int(cell), LANES) for tasks in pairs_module._stages(own, threads) for task in tasks for cell in task]
+        assert sorted(cells) == [(i, j) for i in range(LANES) for j in range(LANES)]
+        sides = (("u", 0), ("v", 1)) if not own else (("u", 0), ("u", 1))  # a chunk's nodes are on both sides
+        lanes = {}
+        for cell in cells:
+            for lane in {(side, cell[k]) for side, k in sides}:
+                lanes.setdefault(lane, []).append(cell)
+        orders.append(lanes)
+    assert all(order == orders[0] for order in orders)
 
 
 def test_large_products_do_not_overflow():

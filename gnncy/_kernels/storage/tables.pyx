@@ -4,8 +4,11 @@ A block is ``2 ** bits`` rows. Arguments are checked by gnncy.storage.tables and
 """
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
-from gnncy._kernels._hash cimport below, mix64
-from gnncy._kernels._places cimport group_equal, place, position
+from gnncy._kernels._hash cimport mix64
+from gnncy._kernels._places cimport group_equal, place, position, shuffle_pairs
+
+cdef enum:
+    OWN = 2  # a block of the chunk whose pairs are looked for
 
 ctypedef fused index:
     int32_t
@@ -39,38 +42,37 @@ def group(const int64_t[::1] places, int32_t[::1] mark, int64_t[::1] distinct, i
     return found
 
 
-cdef inline bint kept(int64_t u, int64_t v, const int32_t[::1] chunk_of, const uint8_t[::1] held, int bits,
-                      int32_t chunk, uint64_t key) noexcept nogil:
-    """Whether the window takes the pair: its other end is held, or both are of its chunk and the lot names u."""
-    cdef int32_t c = chunk_of[v >> bits]
-    if c != chunk:
-        return held[c]
+cdef inline bint kept(int64_t u, int64_t v, const uint8_t[::1] taken, int bits, uint64_t key) noexcept nogil:
+    """Whether the window takes the pair: its other end's block is, or is of u's own chunk and the lot names u."""
+    cdef uint8_t how = taken[v >> bits]
+    if how != OWN:
+        return how
     return u != v and (mix64(key ^ mix64(min(u, v)) ^ max(u, v)) & 1) == (u < v)
 
 
-def arc_pairs(const index[::1] indptr, const end[::1] ends, Py_ssize_t start, Py_ssize_t stop,
-              const int64_t[::1] first, const int64_t[::1] last, const int64_t[::1] begin, const int32_t[::1] chunk_of,
-              const uint8_t[::1] held, int bits, int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
-    """Write the pairs of the arcs of the nodes first[k]..last[k], for k in start..stop; returns their number.
+def arc_pairs(const index[::1] indptr, const end[::1] ends, const int64_t[::1] first, const int64_t[::1] last,
+              const int64_t[::1] begin, const uint8_t[::1] taken, int bits, uint64_t key, int64_t[::1] u,
+              int64_t[::1] v):
+    """Write the pairs of the arcs of the nodes first[k]..last[k], for all k; returns their number.
 
-    The ends of their arcs begin at ``ends[begin[k]]``. The nodes are those of ``chunk`` (-1: it does not meet itself). A
-    pair of two chunks is taken where the other one is held; of the two arcs of a pair within the chunk, one.
+    The ends of their arcs begin at ``ends[begin[k]]``. ``taken`` tells of each block whether pairs with its nodes are
+    taken (1) or not (0), or it is of the same chunk as these nodes (2): of a pair's two arcs, one is taken then.
     """
     cdef Py_ssize_t k, count = 0
     cdef int64_t node, a, shift
     with nogil:
-        for k in range(start, stop):
+        for k in range(first.shape[0]):
             shift = begin[k] - <int64_t>indptr[first[k]]
             for node in range(first[k], last[k]):
                 for a in range(indptr[node] + shift, indptr[node + 1] + shift):
                     u[count] = node
                     v[count] = ends[a]
-                    count += kept(node, ends[a], chunk_of, held, bits, chunk, key)
+                    count += kept(node, ends[a], taken, bits, key)
     return count
 
 
-def walk_pairs(const int64_t[:, ::1] walks, const int32_t[::1] chunk_of, const uint8_t[::1] held, int bits,
-               int32_t chunk, uint64_t key, int64_t[::1] u, int64_t[::1] v):
+def walk_pairs(const int64_t[:, ::1] walks, const uint8_t[::1] taken, int bits, uint64_t key, int64_t[::1] u,
+               int64_t[::1] v):
     """As :func:`arc_pairs`, for the pairs of a walk's start with the nodes that it comes to."""
     cdef Py_ssize_t i, t, count = 0
     with nogil:
@@ -78,7 +80,7 @@ def walk_pairs(const int64_t[:, ::1] walks, const int32_t[::1] chunk_of, const u
             for t in range(1, walks.shape[1]):
                 u[count] = walks[i, 0]
                 v[count] = walks[i, t]
-                count += walks[i, 0] != walks[i, t] and kept(walks[i, 0], walks[i, t], chunk_of, held, bits, chunk, key)
+                count += walks[i, 0] != walks[i, t] and kept(walks[i, 0], walks[i, t], taken, bits, key)
     return count
 
 
@@ -109,12 +111,9 @@ def deal(const int64_t[::1] u, const int64_t[::1] v, const uint8_t[::1] lane_of,
 
 def shuffle(int64_t[::1] u, int64_t[::1] v, uint64_t key):
     """Put pairs in the random order that the key names."""
-    cdef Py_ssize_t i, j
-    with nogil:
-        for i in range(u.shape[0] - 1, 0, -1):
-            j = below(mix64(key + <uint64_t>i), i + 1)
-            u[i], u[j] = u[j], u[i]
-            v[i], v[j] = v[j], v[i]
+    if u.shape[0]:
+        with nogil:
+            shuffle_pairs(&u[0], &v[0], u.shape[0], key)
 
 
 def guide(const double[::1] cumulative, int32_t[::1] out):
@@ -133,7 +132,7 @@ def draw(const double[::1] cumulative, const int32_t[::1] guide, const double[::
     cdef Py_ssize_t i
     with nogil:
         for i in range(lots.shape[0]):
-            out[i] = position(lots[i], cumulative, guide)
+            out[i] = position(lots[i], &cumulative[0], &guide[0], cumulative.shape[0])
 
 
 def balance(const index[::1] indptr, const index[::1] indices, Py_ssize_t start, Py_ssize_t stop, int64_t first=0):
