@@ -42,6 +42,9 @@ class Odds(NamedTuple):
     guide: np.ndarray  # to the sums
 
 
+NO_ODDS = Odds(np.zeros(LANES + 1, np.int64), np.empty(0, np.int64), np.empty(0), np.empty(0, np.int32))
+
+
 class PairTraining:
     """Pairs of nodes window by window, and the steps on them."""
 
@@ -103,36 +106,33 @@ class PairTraining:
         nodes = (blocks[:, None] << self.bits) + np.arange(1 << self.bits)
         return nodes.reshape(-1)[nodes.reshape(-1) < self.n]
 
-    def _odds(self, blocks: np.ndarray, before: Odds | None = None) -> Odds:
+    def _odds(self, blocks: np.ndarray, before: Odds = NO_ODDS) -> Odds:
         """The odds of the nodes of some blocks, joined to those of others before."""
-        known = np.zeros(LANES + 1, np.int64) if before is None else before.first
         more = [blocks[lane::LANES] for lane in range(LANES)]
-        first = known + np.cumsum([0, *map(len, more)]) * (1 << self.bits)
-        odds = Odds(first, np.empty(first[-1] >> self.bits, np.int64), np.empty(first[-1]), np.empty(first[-1], np.int32))
+        first = before.first + (np.cumsum([0, *map(len, more)]) << self.bits)
+        n = int(first[-1])
+        odds = Odds(first, np.empty(n >> self.bits, np.int64), np.empty(n), np.empty(n, np.int32))
         for lane, added in enumerate(more):
-            begin, end = (int(place) for place in first[lane:lane + 2])
-            middle = end - (len(added) << self.bits)
-            if before is not None:
-                old = slice(known[lane], known[lane + 1])
-                odds.sums[begin:middle] = before.sums[old]
-                odds.blocks[begin >> self.bits:middle >> self.bits] = before.blocks[old.start >> self.bits:old.stop >> self.bits]
             node = np.minimum((added[:, None] << self.bits) + np.arange(1 << self.bits), self.n)
             after = np.minimum(node + 1, self.n)  # places beyond the last node have no odds
-            new = ((self.indptr[after] - self.indptr[node]) ** POWER).reshape(-1)
-            new[:1] += 1e-9 + odds.sums[begin:middle][-1:].sum()  # never 0 in all, where there are no arcs
-            odds.sums[middle:end] = np.cumsum(new)
-            odds.blocks[middle >> self.bits:end >> self.bits] = added
-            kernels.guide(odds.sums[begin:end], odds.guide[begin:end])
+            likely = ((self.indptr[after] - self.indptr[node]) ** POWER).reshape(-1)
+            old, new = (slice(*ends[lane:lane + 2].tolist()) for ends in (before.first, first))
+            sums = before.sums[old]
+            likely[:1] += 1e-9 + sums[-1:].sum()  # never 0 in all, where there are no arcs
+            odds.sums[new] = np.concatenate([sums, np.cumsum(likely)])
+            kernels.guide(odds.sums[new], odds.guide[new])
+            old, new = (slice(some.start >> self.bits, some.stop >> self.bits) for some in (old, new))
+            odds.blocks[new] = np.concatenate([before.blocks[old], added])
         return odds
 
     def _drawn(self, order: EpochWindows, epoch: int) -> Iterator[tuple[int, Pairs, Odds]]:
         """The pairs of every window, in parts, with the odds of the negatives. They last until the next but one."""
         most = self._most(order)
         found, dealt = np.empty((2, most), np.int64), np.empty((2, 2, most), np.int64)
-        odds, turn = None, 0
+        odds, turn = NO_ODDS, 0
         for t, (window, ends) in enumerate(zip(order.windows, self._ends(order), strict=True)):
             if window.own:
-                odds = self._odds(order.chunks[window.chunk], odds if window.held else None)
+                odds = self._odds(order.chunks[window.chunk], odds if window.held else NO_ODDS)
             for count in self._found(order, window, epoch, ends, found):
                 u, v = found[:, :count]
                 yield t, deal(u, v, order.lane_of, self.bits, dealt[turn % 2]), odds
@@ -194,15 +194,15 @@ def _stages(own: bool, threads: int) -> list[list[np.ndarray]]:
     """Tasks stage by stage: the cells that one thread trains on, in order.
 
     The tasks of a stage have no row in common, and cells that have are in the same order for any number of threads.
-    For two threads the turns are taken by halves of the lanes, which meet two turns in a row: there is less to wait for.
+    For two threads, turns are joined by halves of the lanes, which meet two turns in a row: there is less to wait for.
     """
     turns = [[[(i, i ^ turn)] for i in range(LANES)] for turn in range(LANES)]
     if own:
         turns[1:] = [[[(i, j), (j, i)] for ((i, j),) in tasks if i < j] for tasks in turns[1:]]
     if threads <= 2:
         joined = [turns[:2]] if own else [turns[:2], turns[2:]]
-        turns[:2 * len(joined)] = [[[cell for tasks in some for task in tasks if task[0][0] // 2 == half for cell in task]
-                                    for half in range(2)] for some in joined]
+        turns[:2 * len(joined)] = [[[cell for tasks in some for task in tasks if task[0][0] // 2 == half
+                                     for cell in task] for half in range(2)] for some in joined]
     return [[np.array([i * LANES + j for i, j in task]) for task in tasks] for tasks in turns]
 
 

@@ -254,8 +254,8 @@ def test_training_is_gradient_after_gradient(level, dtype, d, vectors, batch):
         array.flags.writeable = False
     out = np.full(4, np.nan)
     rest = np.delete(np.stack([u, v]), np.arange(2, m - 1), axis=1)
-    skipgram.train(np.array([cell, 0]), begin, u, v, vectors, nodes, blocks, sums, guide, key, group, slot_of, bits, mark,
-                   np.empty((4, places + 1), np.int64), np.empty(-(-batch // group)),
+    skipgram.train(np.array([cell, 0]), begin, u, v, vectors, nodes, blocks, sums, guide, key, group, slot_of, bits,
+                   mark, np.empty((4, places + 1), np.int64), np.empty(-(-batch // group)),
                    np.empty((batch, negatives + 1), dtype), np.empty((places, d), dtype), 0.1, 1e-8, records, out)
     np.testing.assert_array_equal(np.delete(np.stack([u, v]), np.arange(2, m - 1), axis=1), rest)
     np.testing.assert_array_equal([u[own], v[own]], [a_all, b_all])
@@ -325,7 +325,8 @@ def test_what_is_trained_on_at_the_same_time_shares_no_block(graph, method, thre
 def test_cells_that_share_a_lane_keep_their_order_at_any_number_of_threads(own):
     orders = []
     for threads in (1, 2, 3, 8):
-        cells = [divmod(int(cell), LANES) for tasks in pairs_module._stages(own, threads) for task in tasks for cell in task]
+        stages = pairs_module._stages(own, threads)
+        cells = [divmod(int(cell), LANES) for tasks in stages for task in tasks for cell in task]
         assert sorted(cells) == [(i, j) for i in range(LANES) for j in range(LANES)]
         sides = (("u", 0), ("v", 1)) if not own else (("u", 0), ("u", 1))  # a chunk's nodes are on both sides
         lanes = {}

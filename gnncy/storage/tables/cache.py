@@ -1,6 +1,7 @@
 """Blocks of a table in memory: which lie where, which are read ahead, and which are written back when."""
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,7 +10,16 @@ from gnncy.errors import MemoryLimitError
 from gnncy.storage._blocks import _waiting_threads, direct_empty
 from gnncy.storage.tables.file import TableFile
 
-Exchange = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+class Exchange(NamedTuple):
+    """Blocks and their slots: what is written, then what is read in its place, and what is written meanwhile."""
+
+    out: np.ndarray
+    leaving: np.ndarray
+    missing: np.ndarray
+    slots: np.ndarray
+    kept: np.ndarray
+    cleaned: np.ndarray
 
 
 class BlockCache:
@@ -17,7 +27,8 @@ class BlockCache:
 
     At most one exchange (changed blocks out, others in) is under way, in a thread, and touches none of the blocks that
     are held; all bookkeeping is done by the calling thread. A block that is on its way out can only come back by a
-    later exchange, which then reads what was written: no reader ever sees a row without its pending change.
+    later exchange, which then reads what was written: no reader ever sees a row without its pending change. Reading
+    ahead seldom waits for a write: the blocks that leave next were written while those before them were read.
 
     ``before`` is called with the blocks that are about to be written over.
     """
@@ -98,29 +109,39 @@ class BlockCache:
         self._held[:] = False
 
     def _plan(self, missing: np.ndarray, also: np.ndarray | None = None) -> Exchange:
-        slots = np.flatnonzero(self._block_in < 0)[:len(missing)]
-        leaving = np.empty(0, np.int64)
-        if len(slots) < len(missing):
+        free = np.flatnonzero(self._block_in < 0)[:len(missing)]
+        victims = next_victims = free[:0]
+        if len(free) < len(missing):
             inside = np.flatnonzero(self._block_in >= 0)
             stays = self._held.copy()
             stays[missing if also is None else also] = True
             inside = inside[~stays[self._block_in[inside]]]
-            last = np.argsort(-self.due[self._block_in[inside]], kind="stable")[:len(missing) - len(slots)]
-            victims = np.sort(inside[last])
-            leaving = victims[self._changed[victims]]
-            leaving = leaving[np.argsort(self._block_in[leaving])]
-            slots = np.concatenate([slots, victims])
-        out = self._block_in[leaving]
-        gone = self._block_in[slots]
-        self.slot_of[gone[gone >= 0]] = -1
+            inside = inside[np.argsort(-self.due[self._block_in[inside]], kind="stable")]
+            some = len(missing) - len(free)
+            victims = np.sort(inside[:some])
+            if also is not None:
+                next_victims = inside[some:2 * some]
+        leaving, cleaned = self._changed_of(victims), self._changed_of(next_victims)
+        slots = np.concatenate([free, victims])
+        exchange = Exchange(self._block_in[leaving], leaving, missing, slots, self._block_in[cleaned], cleaned)
+        self.slot_of[self._block_in[victims]] = -1
         self._block_in[slots] = missing
-        self._changed[slots] = False
-        return out, leaving, missing, slots
+        self._changed[slots] = self._changed[cleaned] = False
+        return exchange
+
+    def _changed_of(self, slots: np.ndarray) -> np.ndarray:
+        """Those of some slots whose blocks were changed, by their blocks."""
+        slots = slots[self._changed[slots]]
+        return slots[np.argsort(self._block_in[slots])]
 
     def _carry_out(self, exchange: Exchange) -> None:
-        out, leaving, missing, slots = exchange
-        self._write(out, leaving)
-        self._file.get(missing, slots * self._file.block_bytes, self.memory)
+        self._write(exchange.out, exchange.leaving)
+        writing = _waiting_threads().submit(self._write, exchange.kept, exchange.cleaned)
+        try:
+            self._file.get(exchange.missing, exchange.slots * self._file.block_bytes, self.memory)
+        finally:
+            wait([writing])
+        writing.result()
 
     def _write(self, blocks: np.ndarray, slots: np.ndarray) -> None:
         if len(blocks):
@@ -128,4 +149,4 @@ class BlockCache:
             self._file.put(blocks, slots * self._file.block_bytes, self.memory)
 
     def _arrived(self, exchange: Exchange) -> None:
-        self.slot_of[exchange[2]] = exchange[3]
+        self.slot_of[exchange.missing] = exchange.slots
