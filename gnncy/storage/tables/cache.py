@@ -118,9 +118,9 @@ class BlockCache:
             inside = inside[~stays[self._block_in[inside]]]
             inside = inside[np.argsort(-self.due[self._block_in[inside]], kind="stable")]
             some = len(missing) - len(free)
-            victims = np.sort(inside[:some])
-            if also is not None:
-                next_victims = inside[some:2 * some]
+            inside = inside[:some if also is None else 2 * some]
+            inside = inside[np.argsort(self._changed[inside], kind="stable")]  # so that reading need not wait
+            victims, next_victims = np.sort(inside[:some]), inside[some:]
         leaving, cleaned = self._changed_of(victims), self._changed_of(next_victims)
         slots = np.concatenate([free, victims])
         exchange = Exchange(self._block_in[leaving], leaving, missing, slots, self._block_in[cleaned], cleaned)
