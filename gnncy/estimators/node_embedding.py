@@ -37,7 +37,7 @@ log = logging.getLogger("gnncy")
 
 RATES = {"edges": 0.02, "walks": 0.1}
 _NODES = 1 << 12  # rows that are written at a time
-_PAIR = 48  # bytes that a pair of a window takes: as found, packed, and dealt to lanes
+_PAIR = 48  # bytes that a pair of a window takes: as found, and dealt to lanes, for two windows
 _ODDS = 24  # bytes that a node takes of which negatives are drawn, with what is made anew when others join
 
 
@@ -74,8 +74,8 @@ class NodeEmbedding(Estimator):
         Bytes (or ``"256MB"``) that the process may hold beyond its size when ``fit`` is called; ``"auto"`` is half of
         what is available. The adjacency that the caller holds is the caller's.
     n_jobs : int, optional
-        Threads; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. The result does not
-        depend on it.
+        Threads that train; None is 1 (or joblib's or ``GNNCY_NUM_THREADS``'s number), -1 all usable CPUs. Where there
+        are several, one more looks up the pairs of the next window. The result does not depend on it.
     direct : bool, optional
         Whether the table goes past the page cache; None means if it is larger than the page cache could get.
     random_state : int, numpy Generator or RandomState, optional
