@@ -17,6 +17,7 @@ from gnncy._threads import working_threads
 from gnncy.errors import MemoryLimitError, StorageError
 from gnncy.optim import RowAdagrad, SparseAdam
 from gnncy.storage.tables import EmbeddingTable
+from gnncy.storage.tables.cache import BlockCache
 from gnncy.storage.tables.windows import EpochWindows, blocks_needed, chunk_count
 
 N, D = 20_000, 20
@@ -387,3 +388,32 @@ def test_paths(tmp_path):
     assert "300 x 2, rowwise_adagrad" in repr(table)
     table.close()
     table.close()
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_what_leaves_next_is_written_beside_the_reading(tmp_path, journal, monkeypatch):
+    exchanges = []
+    plan = BlockCache._plan
+
+    def watched(*args, **rest):
+        exchanges.append(plan(*args, **rest))
+        return exchanges[-1]
+
+    monkeypatch.setattr(BlockCache, "_plan", watched)
+    with EmbeddingTable.create(tmp_path / "t.npy", N, D, rows=np.zeros((N, D)), memory_limit=tight(), journal=journal,
+                               direct=False) as table:
+        visits = np.random.default_rng(0).permuted(np.tile(np.arange(table.n_blocks), (6, 1)), axis=1).reshape(-1)
+        expected = np.zeros(table.n_blocks)
+        for block, following in zip(visits, np.append(visits[1:], visits[0]), strict=True):
+            table.hold(np.array([block]))
+            table.read_ahead(np.array([following]))
+            slots, bits = table.places
+            table.records[slots[block] << bits:slots[block] + 1 << bits, :D] += 1 + block
+            table.changed(np.array([block]), 1)
+            expected[block] += 1 + block
+        table.checkpoint()
+        rows = table.gather(np.arange(N))
+        np.testing.assert_array_equal(rows, np.repeat(expected[np.arange(N) // table.block_rows, None], D, 1))
+    ahead = exchanges[5:-table.n_blocks]
+    waited = sum(len(exchange.leaving) for exchange in ahead)
+    assert waited <= 0.1 * sum(len(exchange.cleaned) for exchange in ahead)
