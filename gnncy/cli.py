@@ -126,7 +126,8 @@ def _graph_options(parser: argparse.ArgumentParser) -> None:
                         help="columns of the embedding (default: %(default)s)")
     parser.add_argument("--epochs", default=defaults.max_epochs, help="number of epochs (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=defaults.batch_size)
-    parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--learning-rate", default=defaults.learning_rate,
+                        help="Adam's step size (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=defaults.temperature)
     parser.add_argument("--reduced-width", type=int, default=defaults.reduced_width,
                         help="columns that sparse features are reduced to (default: %(default)s)")
@@ -134,17 +135,22 @@ def _graph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=-1, help="default: all usable CPUs")
 
 
-def _encoder(options, start_up: int, **more) -> GraphEncoder:
+def _auto_or(kind, options, name: str):
+    """The value of an option that may be ``auto``."""
+    value = getattr(options, name)
     try:
-        epochs = options.epochs if options.epochs == "auto" else int(options.epochs)
+        return value if value == "auto" else kind(value)
     except ValueError:
-        raise UsageError(f"--epochs must be a number or 'auto', got {options.epochs!r}") from None
+        raise UsageError(f"--{name.replace('_', '-')} must be a number or 'auto', got {value!r}") from None
+
+
+def _encoder(options, start_up: int, **more) -> GraphEncoder:
     if options.memory_limit != "auto":
         _memory.parse_bytes(options.memory_limit, "--memory-limit")
-    encoder = GraphEncoder(options.dim, encoder=options.encoder, max_epochs=epochs, batch_size=options.batch_size,
-                           learning_rate=options.learning_rate, temperature=options.temperature,
-                           reduced_width=options.reduced_width, memory_limit=options.memory_limit,
-                           random_state=options.seed, n_jobs=options.threads, **more)
+    encoder = GraphEncoder(options.dim, encoder=options.encoder, max_epochs=_auto_or(int, options, "epochs"),
+                           batch_size=options.batch_size, learning_rate=_auto_or(float, options, "learning_rate"),
+                           temperature=options.temperature, reduced_width=options.reduced_width,
+                           memory_limit=options.memory_limit, random_state=options.seed, n_jobs=options.threads, **more)
     encoder._start_up = start_up
     return encoder
 

@@ -79,8 +79,9 @@ class GraphEncoder(Estimator):
         Of InfoNCE.
     dropout : float, default 0.3
         Share of feature columns, and of smoothings (``"propagate"``) or edges (sampled encoders), dropped in a view.
-    learning_rate : float, default 3e-4
-        Adam's step size at its highest; it follows a cosine after a short warm-up.
+    learning_rate : float or "auto", default "auto"
+        Adam's step size at its highest; it follows a cosine after a short warm-up. ``"auto"`` is 1e-4 with
+        ``"propagate"`` and InfoNCE, which start from principal directions, and 3e-4 otherwise.
     batch_size : int, default 1024
         At most; a small graph takes a fifth of its nodes, at least 256.
     max_epochs : int or "auto", default "auto"
@@ -141,7 +142,7 @@ class GraphEncoder(Estimator):
 
     def __init__(self, n_components=128, *, encoder="propagate", objective="infonce", n_neighbors=(15, 10),
                  positives="neighbors", hidden=256, reduced_width=256, temperature=0.5, dropout=0.3,
-                 learning_rate=3e-4, batch_size=1024, max_epochs="auto", memory_limit="auto", n_jobs=None,
+                 learning_rate="auto", batch_size=1024, max_epochs="auto", memory_limit="auto", n_jobs=None,
                  prefetch=True, random_state=None, verbose=0, checkpoint_dir=None, callbacks=None, phases=None):
         self.n_components = n_components
         self.encoder = encoder
@@ -361,7 +362,8 @@ class GraphEncoder(Estimator):
             "batch_size": min(check_int(self.batch_size, "batch_size", 2), max(LEAST_BATCH, n // 5), n),
             "seed": seed,
         }
-        check_float(self.learning_rate, "learning_rate", above=0)
+        if self.learning_rate != "auto":
+            check_float(self.learning_rate, "learning_rate", above=0)
         effective_n_jobs(self.n_jobs)
         if self.phases is not None and not isinstance(self.phases, PhaseConfig):
             raise TypeError(f"phases must be None or a PhaseConfig, got {type(self.phases).__name__}")
@@ -426,7 +428,8 @@ class GraphEncoder(Estimator):
         if isinstance(model, JointEmbedding):
             model.total_steps = epochs * steps
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        trainer = Trainer(model, Adam(trained, lr=self.learning_rate), seed=encoder.seed, max_epochs=epochs,
+        rate = encoder.auto_rate if self.learning_rate == "auto" else self.learning_rate
+        trainer = Trainer(model, Adam(trained, lr=rate), seed=encoder.seed, max_epochs=epochs,
                           snapshots=snapshots, fingerprint=run, schedule=LEARNING_RATE,
                           callbacks=self.callbacks or (), phases=self.phases, continual=continual)
         buffer = plan.stages["train"]["read buffers"]

@@ -162,6 +162,7 @@ def test_doctor(capsys):
     (["train", "imagenet"], "unknown data set or missing file: 'imagenet'"),
     (["train", "wordnet", "--memory-limit", "lots"], "--memory-limit must be"),
     (["train", "wordnet", "--epochs", "many"], "--epochs must be a number or 'auto'"),
+    (["train", "wordnet", "--learning-rate", "fast"], "--learning-rate must be a number or 'auto'"),
     (["train", "wordnet", "--temperature", "0"], "temperature must be greater than 0"),
     (["train", "{files}/graph.npz", "--features", "none.npy"], "no such file"),
     (["train", "{files}/graph.npz", "--labels", "{files}/x.npy"], "one integer per node"),

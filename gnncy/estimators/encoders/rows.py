@@ -15,7 +15,7 @@ class RowEncoder(SmoothedEncoder):
     With ``hops=False`` a row is the node's own features and nothing else: the graph does not count.
     """
 
-    auto_steps = 150
+    auto_steps, auto_rate = 150, 3e-4
 
     def __init__(self, *, objectives: dict[str, float], hops: bool = True, **common) -> None:
         super().__init__(**common)

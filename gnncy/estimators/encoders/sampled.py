@@ -62,7 +62,7 @@ class SampledEncoder:
     features are first reduced to ``width`` dense columns in a store.
     """
 
-    auto_steps = 150  # of training by default
+    auto_steps, auto_rate = 150, 3e-4  # of training by default
     io_threads: int | None = None  # requests that reads of the store have in flight
 
     def __init__(self, *, conv: str, objectives: dict[str, float], n_components: int, width: int, hidden: int,

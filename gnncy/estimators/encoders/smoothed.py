@@ -1,7 +1,7 @@
 """The ``propagate`` encoder: features smoothed over the graph once, out of core, then an encoder of single rows."""
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -15,6 +15,7 @@ from gnncy.estimators.encoders.signals import (
     DISASSORTATIVE,
     PLACE,
     degree_assortativity,
+    foretold,
     row_lengths,
     structure,
 )
@@ -45,10 +46,25 @@ OWN = Diffusion("power", 0)
 SMOOTHINGS = ((OWN, 0.7), (Diffusion("power", 1), 0.7), (Diffusion("power", 2), 0.7),
               (Diffusion("appnp", 16, alpha=0.05), 1.0))
 """Smoothings that stand side by side in a row, and the length of each in the row."""
+SHORT = 2 / 3  # of the length of the features' reliable part: smoothings that are shorter count less
+FLAT = 1e-6  # length of rows that differ from their mean by rounding only
 BLOCKS = len(SMOOTHINGS)  # each has a hop of the structure beside it, of which there are HOPS + 1
-PROPAGATIONS = {"even": (0.5, 1.0), "hubs": (-0.25, 0.0)}
-"""Exponent b of a neighbour's degree, and weight of the self loop: ``even`` is close to GCN's symmetric
-normalisation; ``hubs`` lets well connected neighbours count more, as the general terms of a taxonomy should."""
+
+
+class Propagation(NamedTuple):
+    """Exponent b of a neighbour's degree, weight of the self loop, and whether smoothed rows keep their lengths.
+
+    The mean of neighbours is long where they agree; or where it is that of a single hub.
+    """
+
+    exponent: float
+    loops: float
+    keep_length: bool
+
+
+PROPAGATIONS = {"even": Propagation(0.5, 1.0, True), "hubs": Propagation(-0.25, 0.0, False)}
+"""``even`` is close to GCN's symmetric normalisation; ``hubs`` lets well connected neighbours count more, as the
+general terms of a taxonomy should."""
 VARIANCE_POWER = 1 / 3  # of a direction's eigenvalue over the largest in its scale: weak directions are mostly noise
 STRUCTURE_SHARE = 0.01  # of a row's squared length, on the mean
 STRUCTURE_COLUMNS = 0.125  # of the embedding's columns, at most, are for the structure
@@ -64,7 +80,7 @@ class SmoothedEncoder:
     starts from what a careful user would compute without it.
     """
 
-    auto_steps = 50  # of training by default; more of them took away what the directions began with
+    auto_steps, auto_rate = 50, 1e-4  # of training by default; more of either takes away what the directions began with
     io_threads: int | None = None  # requests that reads of the store have in flight
     n_place = PLACE  # columns of the structure beside each block
     basis_diffusion: Diffusion | None = BASIS_DIFFUSION
@@ -99,7 +115,8 @@ class SmoothedEncoder:
         stages = {"look over": looking} if looking else {}
         if self._reduces(d, sparse):
             stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d, self.tiles)}
-        stages["smooth"] = graph | chunk | {"column tiles": 3 * 4 * n * TILE * self.tiles, "basis": 4 * d * width}
+        stages["smooth"] = graph | chunk | {"column tiles": 3 * 4 * n * TILE * self.tiles, "basis": 4 * d * width,
+                                              "second moments": 4 * 8 * (2 * width)**2}
         stages["directions"] = held | {"second moments": 5 * 8 * columns**2, "chunk of rows": 2 * 4 * CHUNK}
         stages["train"] = held | {"weights, gradients, Adam": 4 * 4 * weights, "activations": activations,
                                   "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
@@ -144,12 +161,13 @@ class SmoothedEncoder:
         self._fit_reducer(both_ways, features, work)
         if path.exists() and state.exists():
             with np.load(state, allow_pickle=False) as there:
-                self.centre_, self.structure_ = there["centre"], there["structure"]
+                self.centre_, self.lengths_, self.structure_ = there["centre"], there["lengths"], there["structure"]
                 self.propagation_ = str(there["propagation"])
         else:
             self._smooth(adjacency, both_ways, features, work, path, fit=True)
             with replacing(state) as temporary, open(temporary, "wb") as f:
-                np.savez(f, centre=self.centre_, structure=self.structure_, propagation=np.array(self.propagation_))
+                np.savez(f, centre=self.centre_, lengths=self.lengths_, structure=self.structure_,
+                         propagation=np.array(self.propagation_))
         if self.reducer_ is not None:
             self.reducer_.load(work.parent, features.shape[1])  # mapped anew, so that none of it is in memory
         _memory.trim()
@@ -175,23 +193,23 @@ class SmoothedEncoder:
             _memory.trim()
 
     def _smooth(self, adjacency, both_ways, features, folder: Path, path: Path, *, fit: bool) -> None:
-        """Write the store: blocks side by side, each centred and of its own length in every row."""
+        """Write the store: blocks side by side, each centred and of its own length."""
         with reduced_tiles(features, self.reducer_, folder) as source:
             if fit:
                 self.propagation_ = self.given or choose_propagation(both_ways)
             log.info("smoothing over the graph (%s): %d blocks of %d columns", self.propagation_, self.n_blocks,
                      source.shape[1])
-            exponent, loops = PROPAGATIONS[self.propagation_]
+            exponent, loops, keep_length = PROPAGATIONS[self.propagation_]
             with mean_matrix(both_ways, folder, exponent=exponent, loops=loops) as matrix:
                 blocks = diffuse_tiles(matrix, source, [diffusion for diffusion, _ in self.smoothings], folder,
                                        self.tiles)
         del matrix
         place = self._structure(adjacency, both_ways, features, folder, fit=fit)
         if fit:
-            self.centre_ = np.stack([_column_means(block) for block in blocks])
+            self.centre_, rms = (np.stack(found) for found in zip(*map(_moments, blocks), strict=True))
+            reliable = foretold(features, self.reducer_, self.seed) if keep_length and self.n_blocks > 1 else 0.0
+            self.lengths_ = self._lengths(rms, keep_length, reliable)
         n, width = blocks[0].shape
-        lengths = np.array([length for _, length in self.smoothings])
-        lengths *= np.sqrt(self.n_blocks * width / (lengths**2).sum())  # entries of a row have mean square 1
         place *= np.float32(np.sqrt(STRUCTURE_SHARE * width / PLACE))
         columns = self.n_blocks * (width + self.n_place)
 
@@ -202,7 +220,7 @@ class SmoothedEncoder:
                 chunk = np.empty((stop - start, self.n_blocks, width + self.n_place), np.float32)
                 for b, block in enumerate(blocks):
                     part = block.read_rows(start, stop) - self.centre_[b]
-                    chunk[:, b, :width] = unit_rows(part) * np.float32(lengths[b])
+                    chunk[:, b, :width] = (part if keep_length else unit_rows(part)) * self.lengths_[b]
                 chunk[:, :, width:] = place[start:stop]
                 yield chunk.reshape(stop - start, -1)
 
@@ -210,6 +228,20 @@ class SmoothedEncoder:
         for block in blocks:
             block.close()
         _memory.trim()
+
+    def _lengths(self, rms: np.ndarray, keep_length: bool, reliable: float) -> np.ndarray:
+        """What each block is multiplied by, with rows of the mean length ``rms`` or of length 1.
+
+        Entries of all rows then have mean square 1. A smoothing that is short beside features that are reliable counts
+        less.
+        """
+        lengths = np.array([length for _, length in self.smoothings])
+        if keep_length:
+            lengths *= np.minimum(rms / max(SHORT * np.sqrt(reliable) * rms[0], FLAT), 1)
+        lengths *= np.sqrt(self.n_blocks * self.centre_.shape[1] / max((lengths**2).sum(), FLAT))
+        if keep_length:
+            lengths = np.divide(lengths, rms, out=np.zeros_like(lengths), where=rms > FLAT)
+        return lengths.astype(np.float32)
 
     def _structure(self, adjacency, both_ways, features, folder: Path, *, fit: bool) -> np.ndarray:
         """Columns of the structure beside each block, standardised: n x blocks x columns."""
@@ -295,12 +327,16 @@ def _symmetric(adjacency: Graph) -> bool:
     return isinstance(adjacency, GraphStorage) or is_symmetric(adjacency)  # one on disk has been looked over
 
 
-def _column_means(tiles) -> np.ndarray:
+def _moments(tiles) -> tuple[np.ndarray, float]:
+    """Means of the columns, and the root of the mean square of a centred row's length."""
     n, d = tiles.shape
-    buffer, means = np.empty((n, TILE), tiles.dtype), np.empty(tiles.n_tiles * TILE)
+    buffer, means, squares = np.empty((n, TILE), tiles.dtype), np.empty(tiles.n_tiles * TILE), 0.0
     for tile in range(tiles.n_tiles):
-        means[tile * TILE:(tile + 1) * TILE] = tiles.read_tile(tile, buffer).mean(axis=0, dtype=np.float64)
-    return means[:d].astype(np.float32)
+        part = tiles.read_tile(tile, buffer)
+        mean = part.mean(axis=0, dtype=np.float64)
+        means[tile * TILE:(tile + 1) * TILE] = mean
+        squares += np.einsum("ij,ij->", part, part, dtype=np.float64) - n * (mean @ mean)
+    return means[:d].astype(np.float32), np.sqrt(max(squares, 0.0) / n)
 
 
 def principal_directions(store, k: int, seed: int, blocks: int = BLOCKS, place_columns: int = PLACE, *,
