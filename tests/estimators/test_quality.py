@@ -162,9 +162,10 @@ def test_untrained_is_linear_in_the_smoothed_rows(data):
     assert not network.second.weight.data.any()
 
 
-def test_as_good_as_plain_diffused_features_where_these_are_best():
+@pytest.mark.parametrize("noise, degree", [(8.0, 5.0), (16.0, 30.0)])
+def test_as_good_as_plain_diffused_features_where_these_are_best(noise, degree):
     """Weak directions and blocks of few hops cost nothing where far smoothing alone is what helps."""
-    data = gnncy.datasets.make_sbm(900, 6, n_features=64, feature_noise=8.0, degree=5.0, seed=1)
+    data = gnncy.datasets.make_sbm(900, 6, n_features=64, feature_noise=noise, degree=degree, seed=1)
     mean = graph.normalize(data.adjacency, "row", self_loops=1.0)
     x = data.features / np.linalg.norm(data.features, axis=1, keepdims=True)
     plain = x
