@@ -30,11 +30,13 @@ def unit(x):
 def test_foretold_is_the_share_that_ridge_regression_explains(topics):
     rng = stream(3, "halves")
     half = rng.random(D) < 0.5
-    order = np.sort(rng.choice(N, N, replace=False))
-    left, right = (unit(topics[order] * columns).astype(np.float64) for columns in (half, ~half))
+    rng.choice(N, N, replace=False)  # all nodes, in order
+    part_of = rng.permutation(N) % 2
+    left, right = (unit(topics * columns).astype(np.float64) for columns in (half, ~half))
     best = 0.0
     for ridge in 10.0 ** np.arange(-3, 2):
-        x, y, x_judged, y_judged = (part[k::2] - part[k::2].mean(axis=0) for k in (0, 1) for part in (left, right))
+        x, y, x_judged, y_judged = (part[part_of == k] - part[part_of == k].mean(axis=0)
+                                    for k in (0, 1) for part in (left, right))
         gram = x.T @ x
         weights = np.linalg.solve(gram + ridge * np.trace(gram) / D * np.eye(D), x.T @ y)
         best = max(best, 1 - ((y_judged - x_judged @ weights)**2).sum() / (y_judged**2).sum())
@@ -97,4 +99,4 @@ def test_what_a_node_s_own_features_say_is_not_lost_among_many_unlike_neighbours
     z = gnncy.GraphEncoder(32, max_epochs=0, random_state=0).fit_transform(unlike, features=data.features)
     own, found = (np.mean([linear_probe(part, data.labels, random_state=seed).accuracy for seed in range(4)])
                   for part in (data.features, z))
-    assert found > own - 0.02
+    assert found > own - 0.01

@@ -78,18 +78,19 @@ def foretold(features, reducer, seed: int) -> float:
     (n, d), rng = features.shape, stream(seed, "halves")
     half = rng.random(d) < 0.5
     ids = np.sort(rng.choice(n, min(n, JUDGED), replace=False))
+    part_of = rng.permutation(len(ids)) % 2  # fits, judges
     width = reducer.width if reducer is not None else d
     moments, sums = np.zeros((2, 2 * width, 2 * width)), np.zeros((2, 2 * width))
-    size = chunk_rows(4 * width if is_sparse(features) else max(4 * width, d))  # even
+    size = chunk_rows(4 * width if is_sparse(features) else max(4 * width, d))
     for start in range(0, len(ids), size):
         some = ids[start:start + size]
         rows = features[some] if issparse(features) else features.read_batch(some)
         images = np.hstack([_image(rows, columns, reducer) for columns in (half, ~half)], dtype=np.float64)
         for part in range(2):
-            some_images = np.ascontiguousarray(images[part::2])
+            some_images = images[part_of[start:start + size] == part]
             moments[part] += matmul(some_images.T, some_images)
             sums[part] += some_images.sum(axis=0)
-    for part, count in enumerate((-(-len(ids) // 2), len(ids) // 2)):
+    for part, count in enumerate(np.bincount(part_of)):
         moments[part] -= np.outer(sums[part], sums[part] / count)
     (own, _), (cross, cross_judged) = moments[:, :width, :width], moments[:, :width, width:]
     variance = np.trace(moments[1, width:, width:])
