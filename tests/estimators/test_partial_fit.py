@@ -45,6 +45,7 @@ def test_the_embedding_is_extended_and_old_rows_stay_close(data, encoder):
     for closeness in (0.0, 1.0, 30.0):
         model = fitted(data, encoder)
         before, weights = model.embedding_, [p.data.copy() for p in model._encoder.model_.parameters()]
+        untrained = drift(model.transform(data.adjacency, features=data.features), before)  # of the growth alone
         grown = model.partial_fit(data.adjacency, features=data.features, max_epochs=8, closeness=closeness)
         assert grown is model and model.embedding_.shape == (800, 8) and model.n_nodes_in_ == 800
         assert model.n_iter_ == len(model.history_) == 8 and np.isfinite(model.embedding_).all()
@@ -52,7 +53,8 @@ def test_the_embedding_is_extended_and_old_rows_stay_close(data, encoder):
         np.testing.assert_allclose(model.transform(data.adjacency, features=data.features), model.embedding_,
                                    rtol=1e-4, atol=1e-4)
         drifts[closeness] = drift(model.embedding_, before)
-    assert drifts[30.0] < drifts[1.0] < drifts[0.0] and drifts[30.0] < 0.7 * drifts[0.0]
+    assert drifts[30.0] < drifts[1.0] < drifts[0.0]
+    assert drifts[30.0] < 1.1 * untrained < drifts[0.0]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
