@@ -108,8 +108,9 @@ def test_a_run_that_was_cut_off_goes_on_and_another_graph_is_refused(data, tmp_p
 def test_a_plan_holds_no_arcs_and_reads_none(data, tmp_path):
     GraphStorage.create(tmp_path / "g", data.adjacency).close()
     with GraphStorage(tmp_path / "g") as arcs:
-        plan = make().estimate(arcs, features=data.features)
-        assert not {what for parts in plan.stages.values() for what in parts} & {"graph", "propagation matrix"}
+        for model in (gnncy.NodeClassifier(16), make()):
+            plan = model.estimate(arcs, features=data.features)
+            assert not {what for parts in plan.stages.values() for what in parts} & {"graph", "propagation matrix"}
         assert arcs.stats.bytes_read <= 16 * (arcs.n_nodes + 1) + 8192  # row starts, and pages around them
         with pytest.raises(MemoryLimitError, match="raise memory_limit to"):
             make(memory_limit=plan.needed - 2_000_000).fit(arcs, features=data.features)

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 import gnncy
 from gnncy import graph
 from gnncy._random import stream
-from gnncy.estimators.encoders.signals import foretold
+from gnncy.estimators.encoders.signals import split_half_reliability
 from gnncy.estimators.encoders.smoothed import SHORT, SMOOTHINGS
 from gnncy.evaluate import linear_probe
 from gnncy.storage import FeatureStorage, SparseFeatureStorage, as_storage
@@ -27,7 +27,7 @@ def unit(x):
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def test_foretold_is_the_share_that_ridge_regression_explains(topics):
+def test_split_half_reliability_is_what_ridge_regression_explains(topics):
     rng = stream(3, "halves")
     half = rng.random(D) < 0.5
     rng.choice(N, N, replace=False)  # all nodes, in order
@@ -40,25 +40,25 @@ def test_foretold_is_the_share_that_ridge_regression_explains(topics):
         gram = x.T @ x
         weights = np.linalg.solve(gram + ridge * np.trace(gram) / D * np.eye(D), x.T @ y)
         best = max(best, 1 - ((y_judged - x_judged @ weights)**2).sum() / (y_judged**2).sum())
-    assert foretold(as_storage(topics), None, 3) == pytest.approx(best, rel=1e-4)
+    assert split_half_reliability(as_storage(topics), None, 3) == pytest.approx(best, rel=1e-4)
     assert best > 0.8
 
 
 def test_nothing_is_foretold_of_noise_nor_of_what_does_not_vary():
     noise = np.random.default_rng(1).standard_normal((N, D)).astype(np.float32)
-    assert foretold(as_storage(noise), None, 0) < 0.02
-    assert foretold(as_storage(np.ones((N, D), np.float32)), None, 0) == 0
-    assert foretold(as_storage(noise[:, :1]), None, 0) == 0
-    assert 0 <= foretold(as_storage(noise[:3]), None, 0) <= 1
+    assert split_half_reliability(as_storage(noise), None, 0) < 0.02
+    assert split_half_reliability(as_storage(np.ones((N, D), np.float32)), None, 0) == 0
+    assert split_half_reliability(as_storage(noise[:, :1]), None, 0) == 0
+    assert 0 <= split_half_reliability(as_storage(noise[:3]), None, 0) <= 1
 
 
-def test_foretold_of_stores_and_sparse_arrays(topics, tmp_path):
+def test_split_half_reliability_of_stores_and_sparse_arrays(topics, tmp_path):
     words = sp.csr_array(np.maximum(topics - 1, 0))
     reducer = FeatureReducer(16, seed=0).fit(words)
     with FeatureStorage.from_array(topics, tmp_path / "x.npy") as store:
-        assert foretold(store, None, 0) == foretold(as_storage(topics), None, 0)
+        assert split_half_reliability(store, None, 0) == split_half_reliability(as_storage(topics), None, 0)
     with SparseFeatureStorage.from_csr(words, tmp_path / "words") as store:
-        assert foretold(store, reducer, 0) == foretold(words, reducer, 0) > 0.2
+        assert split_half_reliability(store, reducer, 0) == split_half_reliability(words, reducer, 0) > 0.2
 
 
 def dense_blocks(adjacency, features):
@@ -83,7 +83,7 @@ def test_a_block_that_is_short_beside_reliable_features_counts_less(topics, reli
     rms = np.sqrt([((block - block.mean(axis=0))**2).sum(axis=1).mean() for block in blocks])
     lengths = np.array([length for _, length in SMOOTHINGS])
     if reliable:
-        share = foretold(as_storage(features), None, encoder.seed)
+        share = split_half_reliability(as_storage(features), None, encoder.seed)
         lengths *= np.minimum(rms / (SHORT * np.sqrt(share) * rms[0]), 1)
         assert lengths[1] < 0.4
     lengths *= np.sqrt(len(SMOOTHINGS) * D / (lengths**2).sum())

@@ -1,4 +1,4 @@
-"""What a graph says about itself without labels: which way to smooth it, and where its nodes stand in it."""
+"""What is known without labels: which way to smooth a graph, where its nodes stand in it, how reliable features are."""
 from pathlib import Path
 
 import numpy as np
@@ -70,10 +70,11 @@ def structure(directed: Graph, both_ways: Graph, lengths: np.ndarray, folder: Pa
     return found
 
 
-def foretold(features, reducer, seed: int) -> float:
-    """How reliable features are: the share of one half of the columns that the other half foretells, 0 to 1.
+def split_half_reliability(features, reducer, seed: int) -> float:
+    """The share of the variance of one half of the feature columns that the other half foretells, 0 to 1.
 
-    Ridge regression, fitted on half of a sample of nodes and judged by the other. Of noise nothing is foretold.
+    By ridge regression, fitted on half of a sample of nodes and judged by the other, where the best of a few strengths
+    counts. Of noise nothing is foretold.
     """
     (n, d), rng = features.shape, stream(seed, "halves")
     half = rng.random(d) < 0.5

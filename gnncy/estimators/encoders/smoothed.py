@@ -15,8 +15,8 @@ from gnncy.estimators.encoders.signals import (
     DISASSORTATIVE,
     PLACE,
     degree_assortativity,
-    foretold,
     row_lengths,
+    split_half_reliability,
     structure,
 )
 from gnncy.estimators.stored import Graph
@@ -116,7 +116,7 @@ class SmoothedEncoder:
         if self._reduces(d, sparse):
             stages["reduce"] = graph | chunk | {"basis": FeatureReducer(width).memory_needed(n, d, self.tiles)}
         stages["smooth"] = graph | chunk | {"column tiles": 3 * 4 * n * TILE * self.tiles, "basis": 4 * d * width,
-                                              "second moments": 4 * 8 * (2 * width)**2}
+                                          "second moments": 4 * 8 * (2 * width)**2}
         stages["directions"] = held | {"second moments": 5 * 8 * columns**2, "chunk of rows": 2 * 4 * CHUNK}
         stages["train"] = held | {"weights, gradients, Adam": 4 * 4 * weights, "activations": activations,
                                   "order of rows": 16 * n, "read buffers": max(buffer, self.least_buffer(columns))}
@@ -207,8 +207,10 @@ class SmoothedEncoder:
         place = self._structure(adjacency, both_ways, features, folder, fit=fit)
         if fit:
             self.centre_, rms = (np.stack(found) for found in zip(*map(_moments, blocks), strict=True))
-            reliable = foretold(features, self.reducer_, self.seed) if keep_length and self.n_blocks > 1 else 0.0
-            self.lengths_ = self._lengths(rms, keep_length, reliable)
+            reliability = 0.0
+            if keep_length and self.n_blocks > 1:
+                reliability = split_half_reliability(features, self.reducer_, self.seed)
+            self.lengths_ = self._lengths(rms, keep_length, reliability)
         n, width = blocks[0].shape
         place *= np.float32(np.sqrt(STRUCTURE_SHARE * width / PLACE))
         columns = self.n_blocks * (width + self.n_place)
@@ -229,7 +231,7 @@ class SmoothedEncoder:
             block.close()
         _memory.trim()
 
-    def _lengths(self, rms: np.ndarray, keep_length: bool, reliable: float) -> np.ndarray:
+    def _lengths(self, rms: np.ndarray, keep_length: bool, reliability: float) -> np.ndarray:
         """What each block is multiplied by, with rows of the mean length ``rms`` or of length 1.
 
         Entries of all rows then have mean square 1. A smoothing that is short beside features that are reliable counts
@@ -237,7 +239,7 @@ class SmoothedEncoder:
         """
         lengths = np.array([length for _, length in self.smoothings])
         if keep_length:
-            lengths *= np.minimum(rms / max(SHORT * np.sqrt(reliable) * rms[0], FLAT), 1)
+            lengths *= np.minimum(rms / max(SHORT * np.sqrt(reliability) * rms[0], FLAT), 1)
         lengths *= np.sqrt(self.n_blocks * self.centre_.shape[1] / max((lengths**2).sum(), FLAT))
         if keep_length:
             lengths = np.divide(lengths, rms, out=np.zeros_like(lengths), where=rms > FLAT)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnncy import nn
 from gnncy._random import stream
+from gnncy.estimators.encoders.matrices import graph_plan
 from gnncy.estimators.encoders.sampled import SampledEncoder
 from gnncy.estimators.graph_encoder import GraphEncoder
 from gnncy.estimators.supervised.labels import Task
@@ -35,9 +36,9 @@ class SupervisedEncoder(GraphEncoder):
 
     def _plan(self, encoder, adjacency, features):
         plan, n = super()._plan(encoder, adjacency, features), adjacency.shape[0]
+        held, *_ = graph_plan(adjacency, symmetric=True)
         outputs = 2 if self._task is None else self._task.outputs
-        plan.stages["first solution"] = {  # float32 and float64, of training and of validation nodes
-            "graph": 12 * adjacency.nnz + 16 * n,
+        plan.stages["first solution"] = held | {  # float32 and float64, of training and of validation nodes
             "rows": min(n, WARM_ROWS) * (2 * 12 * self.n_components + 5 * 8 * outputs)}
         return plan
 
