@@ -13,23 +13,10 @@ from gnncy.errors import StorageError
 from gnncy.training import GraphLoader, SnapshotFolder, Trainer
 from gnncy.training.phases import PhaseConfig, PhaseTrainer, PredictionConfig
 from phase_loop import Sum, config
+from stopping import Stop, StopAfter
 
 DATA = make_sbm(240, 3, n_features=10, seed=1)
 OPEN = config(2, 3, 2, prediction=PredictionConfig(min_correlation=None))
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_batch_end(self, trainer, info):
-        self.left -= 1
-        if self.left == 0:
-            raise Stop
 
 
 def fit(phases, folder=None, *, stop=None, epochs=4, n_jobs=1, **options):

@@ -5,22 +5,9 @@ from gnncy import losses, nn, optim
 from gnncy.errors import StorageError
 from gnncy.storage import HyperbatchIterator
 from gnncy.training import SnapshotFolder, Trainer
+from stopping import Stop, StopAfter
 
 ROWS = np.random.default_rng(0).standard_normal((256, 8), dtype=np.float32)
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_batch_end(self, trainer, info):
-        self.left -= 1
-        if self.left == 0:
-            raise Stop
 
 
 def make(folder=None, *, callbacks=(), seconds=1000.0, epochs=3, fingerprint=None):
